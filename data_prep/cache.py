@@ -1,0 +1,74 @@
+"""Tensors on disk under the hash of everything that shaped them; never stale, only missing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def cache_key(**inputs: Any) -> str:
+    """32 hex digits that stand for `inputs`; values must be JSON-serialisable."""
+    text = json.dumps(inputs, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def pixels_key(pixel_values: Tensor) -> str:
+    """Hash of a picture's pixels."""
+    return hashlib.blake2b(pixel_values.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def default_cache_folder() -> Path:
+    """`$FINETUNE_CACHE`, or `finetune` in the user's cache folder."""
+    if "FINETUNE_CACHE" in os.environ:
+        return Path(os.environ["FINETUNE_CACHE"]).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "finetune"
+
+
+class TensorCache:
+    """A folder of safetensors files. A file that cannot be read counts as missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: str) -> Path:
+        """Where the tensors of `key` are or would be."""
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors stored under `key`, or None."""
+        try:
+            return load_file(self.path(key))
+        except (OSError, SafetensorError):
+            return None
+
+    def put(
+        self, key: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+    ) -> None:
+        """Store `tensors`; a cache that cannot be written (read-only, full) is left as it is."""
+        path = self.path(key)
+        temporary = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+            temporary.replace(path)
+        except (OSError, SafetensorError):
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def get_or_make(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of `key`, made and stored if they are missing."""
+        found = self.get(key)
+        if found is None:
+            found = make()
+            self.put(key, found)
+        return found

@@ -1,0 +1,131 @@
+"""What the user takes away: files that a plain diffusers pipeline loads, and a note of how they were made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from finetune import __version__
+from finetune.base import BasePipeline
+from finetune.checkpoint import atomic_folder
+from finetune.config import RunConfig
+from finetune.errors import ArtifactError
+from finetune.method import ArtifactFormat, Method
+
+NOTE = "artifact.json"
+WEIGHT_FILES: dict[str, str] = {
+    "lora": "pytorch_lora_weights.safetensors",
+    "textual_inversion": "learned_embeds.safetensors",
+}
+"""Format -> file name; the format "pipeline" is a diffusers folder."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The note that lies beside an artifact's weights."""
+
+    format: ArtifactFormat
+    method: dict[str, Any]
+    """The method's settings, `kind` included."""
+    class_noun: str | None
+    subject: str
+    """What stands for the subject in prompts."""
+    base_source: str
+    base_revision: str | None
+    base_fingerprint: str
+    components: tuple[str, ...]
+    """Networks that differ from the base, for the format "pipeline"."""
+    size: int
+    """Side in pixels it was trained at."""
+    made_by: str = f"finetune {__version__}"
+
+
+def artifact_bytes(folder: Path) -> int:
+    """Bytes of all files of an artifact."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def save_artifact(base: BasePipeline, method: Method, config: RunConfig, folder: Path) -> Artifact:
+    """Write what an attached `method` has learnt into `folder`, whole or not at all."""
+    requirements = method.requirements()
+    artifact = Artifact(
+        format=requirements.artifact_format,
+        method=config.method.model_dump(mode="json"),
+        class_noun=config.data.class_noun,
+        subject=method.subject_phrase(config.data.class_noun or ""),
+        base_source=config.base.source,
+        base_revision=config.base.revision,
+        base_fingerprint=base.fingerprint,
+        components=requirements.trainable_components,
+        size=config.data.size or base.family.default_size(base.components),
+    )
+    with atomic_folder(folder) as temporary:
+        if artifact.format == "pipeline":
+            base.pipeline().save_pretrained(temporary, safe_serialization=True)
+        else:
+            state = {k: v.contiguous().cpu() for k, v in method.state_dict(base).items()}
+            metadata = {"format": "pt", **method.artifact_metadata(base)}
+            save_file(state, temporary / WEIGHT_FILES[artifact.format], metadata)
+        (temporary / NOTE).write_text(json.dumps(asdict(artifact), indent=1), encoding="utf-8")
+    return artifact
+
+
+def find_artifact(path: Path) -> Path:
+    """The artifact's folder, given it or its run folder. Raises `ArtifactError`."""
+    for candidate in (path / "artifact", path):
+        if (candidate / NOTE).is_file():
+            return candidate
+    state = "there is no such folder" if not path.exists() else f"it holds no {NOTE}"
+    raise ArtifactError(
+        f"{path} is neither a finished run nor an artifact: {state}. Give the folder that "
+        "`finetune train` wrote; an interrupted run is finished with `finetune train --resume`."
+    )
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """The note of an artifact. Raises `ArtifactError` if it cannot be read."""
+    try:
+        values = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        return Artifact(**{**values, "components": tuple(values["components"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{folder / NOTE} cannot be read: {error}") from error
+
+
+def read_state(folder: Path, artifact: Artifact) -> dict[str, Tensor]:
+    """An artifact's weights under the keys of `Method.state_dict`. Raises `ArtifactError`."""
+    try:
+        if artifact.format != "pipeline":
+            return load_file(folder / WEIGHT_FILES[artifact.format])
+        state = {}
+        for component in artifact.components:
+            (path,) = sorted((folder / component).glob("*.safetensors"))
+            state.update({f"{component}.{k}": v for k, v in load_file(path).items()})
+        return state
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise ArtifactError(
+            f"The weights of the artifact {folder} cannot be read: {error}. Train again or copy the "
+            "folder anew."
+        ) from error
+
+
+def attach(base: BasePipeline, method: Method, folder: Path, artifact: Artifact) -> None:
+    """Put an artifact onto a base: prepares `method` and loads its state, or leaves the base alone."""
+    if artifact.base_fingerprint != base.fingerprint:
+        raise ArtifactError(
+            f"{folder} was trained on the base {artifact.base_source} "
+            f"({artifact.base_fingerprint[:8]}), this base is {base.source} ({base.fingerprint[:8]})."
+        )
+    state = read_state(folder, artifact)
+    method.subject_phrase(artifact.class_noun or "")
+    method.prepare(base)
+    try:
+        method.load_state_dict(base, state)
+    except BaseException:
+        method.detach(base)
+        raise

@@ -1,0 +1,461 @@
+"""The command line: the composition root, the only module that knows methods and everything else.
+
+Heavy imports stand inside the commands, so that `finetune --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from data_prep.errors import UserError
+
+app = typer.Typer(
+    name="finetune",
+    help="Teach a text-to-image model your subject from a few photos, and compare the ways to do it.",
+    epilog="Start with: finetune compare configs/clay/compare.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+clay_app = typer.Typer(
+    help="Render the clay world that the embedded base was made from.", no_args_is_help=True
+)
+list_app = typer.Typer(help="Show what there is.", no_args_is_help=True)
+app.add_typer(clay_app, name="clay")
+app.add_typer(list_app, name="list")
+
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP007, UP045 - typer reads this form
+    typer.Argument(metavar="[section.key=value]...", help="Changes to the configuration."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run folder that exists.")]
+
+
+def _fail(message: str) -> None:
+    typer.secho(f"Error: {message}", err=True, fg=typer.colors.RED)
+    raise typer.Exit(2)
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what the user can mend into one sentence and exit code 2; bugs keep their traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            _check_our_methods()
+            command(*args, **kwargs)
+        except UserError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("Stopped.")
+
+    return wrapped
+
+
+def _check_our_methods() -> None:
+    import methods
+
+    if not hasattr(methods, "available_methods"):
+        raise UserError(
+            f"The package `methods` at {methods.__file__} hides the one that comes with finetune. Run "
+            "from another folder or rename that package."
+        )
+
+
+def _run_config(path: Path, overrides: list[str] | None) -> Any:
+    from finetune.config import apply_overrides, build_run_config, read_yaml
+    from methods import load_method
+
+    values = apply_overrides(read_yaml(path), overrides or [])
+    return build_run_config(values, load_method, str(path))
+
+
+@app.command()
+@reports_errors
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML of a run, e.g. configs/clay/lora.yaml.")
+    ] = None,  # noqa: UP007, UP045
+    overrides: Overrides = None,
+    resume: Annotated[Optional[Path], typer.Option(help="Continue this run folder.")] = None,  # noqa: UP007, UP045
+    overwrite: Overwrite = False,
+) -> None:
+    """Train one method on one subject; writes a run folder with the artifact.
+
+    Example: finetune train configs/clay/lora.yaml data.photos=my_dog data.class_noun=dog
+    """
+    from finetune.base import load_base
+    from finetune.run import (
+        RunFolder,
+        check_family,
+        check_folder,
+        prepare_folder,
+        prepare_training,
+        run_training,
+    )
+    from methods import load_method
+
+    if config is not None and "=" in str(config):
+        overrides, config = [str(config), *(overrides or [])], None
+    if config is None and resume is None:
+        raise UserError("Give a configuration (finetune list configs) or --resume RUN.")
+    source = config if config is not None else RunFolder(resume or Path()).config
+    if config is None and not source.is_file():
+        raise UserError(f"There is no run to resume in {resume} (no config.yaml).")
+    if resume is not None:
+        overrides = [*(overrides or []), f"output={json.dumps(str(resume))}"]
+    run = _run_config(source, overrides)
+    method = load_method(run.method.kind)(run.method)
+    _warn_about_identifier(run)
+    check_folder(run, resume=resume is not None, overwrite=overwrite)
+    base = load_base(run.base)
+    check_family(method, base, run.method.kind)
+    _warn_about_known_word(base, run)
+    # A run folder is made, or replaced, only when nothing given can be wrong any more.
+    data = prepare_training(base, method, run)
+    prepare_folder(run, resume=resume is not None, overwrite=overwrite)
+    result = run_training(base, method, run, data=data, resume=resume is not None)
+    if not result.finished:
+        typer.echo(
+            f"Stopped after step {result.step}. Continue with: finetune train --resume {run.output}"
+        )
+        raise typer.Exit(130)
+    typer.echo(
+        f"Done in {result.seconds:.0f} s, loss {result.loss:.4f}. Artifact: {run.output}/artifact"
+    )
+    prompt = f"a photo of a {method.subject_phrase(run.data.class_noun or '')} on the beach"
+    typer.echo(f'Try: finetune generate {run.output} --prompt "{prompt}"')
+
+
+def _identifier(run: Any) -> str | None:
+    identifier: str | None = run.method.model_dump().get("identifier")
+    return identifier
+
+
+def _warn_about_identifier(run: Any) -> None:
+    identifier = _identifier(run)
+    if identifier is not None and identifier == run.data.class_noun:
+        raise UserError(
+            f"method.identifier is '{identifier}', the class noun itself, so the two could not be told "
+            "apart. Choose a rare token such as sks."
+        )
+
+
+def _warn_about_known_word(base: Any, run: Any) -> None:
+    from finetune.words import is_common_word
+
+    identifier = _identifier(run)
+    if identifier is not None and is_common_word(identifier):
+        typer.secho(
+            f"Warning: method.identifier '{identifier}' is a common word; the base already means "
+            "something by it, which the subject has to fight. A rare token such as sks learns better.",
+            err=True,
+            fg=typer.colors.YELLOW,
+        )
+
+
+def _distinct_names(paths: list[Path]) -> list[str]:
+    """A name for each run or artifact, from its folder; numbered where two would be alike."""
+    whole = [path.resolve() for path in paths]
+    names = [path.parent.name if path.name == "artifact" else path.name for path in whole]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{number}-{name}" for number, name in enumerate(names, 1)]
+
+
+@app.command()
+@reports_errors
+def generate(
+    artifacts: Annotated[
+        list[Path], typer.Argument(help="Runs or artifacts; several stand side by side.")
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="May hold {subject} and {class}; repeatable.")
+    ] = None,  # noqa: UP007, UP045
+    prompts: Annotated[Optional[Path], typer.Option(help="Text file with a prompt a line.")] = None,  # noqa: UP007, UP045
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the first picture; the next has seed + 1.")
+    ] = 0,
+    scheduler: Annotated[str, typer.Option(help="ddpm, ddim or dpm-solver++.")] = "dpm-solver++",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    guidance_scale: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 5.0,
+    negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    output: Annotated[Path, typer.Option(help="Folder for pictures and grid.png.")] = Path(
+        "pictures"
+    ),
+) -> None:
+    """Make pictures with one or several artifacts: same prompts, same seeds, one grid.
+
+    Example: finetune generate runs/dog --prompt "a photo of a {subject} on the beach"
+    """
+    from data_prep.captions import fill_template
+    from finetune.artifact import attach, find_artifact, read_artifact
+    from finetune.base import BaseConfig, load_base
+    from finetune.config import validate
+    from finetune.generate import SamplingConfig, labelled_grid
+    from finetune.generate import generate as make
+    from methods import load_method
+
+    templates = list(prompt or [])
+    if prompts is not None:
+        if not prompts.is_file():
+            raise UserError(f"There is no prompts file {prompts}.")
+        try:
+            lines = prompts.read_text("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{prompts} is not UTF-8 text: {error.reason}.") from error
+        templates += [line.strip() for line in lines if line.strip()]
+    if not templates:
+        raise UserError('Give --prompt "a photo of a {subject} ..." or --prompts FILE.')
+    sampling = validate(
+        SamplingConfig,
+        {
+            "scheduler": scheduler,
+            "num_steps": steps,
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+            "batch_size": batch_size,
+        },
+        "options",
+    )
+    found = [(path, find_artifact(path)) for path in artifacts]
+    notes = [(path, folder, read_artifact(folder)) for path, folder in found]
+    first = notes[0][2]
+    base = load_base(BaseConfig(source=first.base_source, revision=first.base_revision))
+    rows = []
+    names = _distinct_names(artifacts)
+    for name, (_, folder, note) in zip(names, notes, strict=True):
+        method_class = load_method(str(note.method.get("kind")))
+        settings = validate(
+            method_class.config_class, note.method, f"The method in {folder}/artifact.json"
+        )
+        method = method_class(settings)
+        attach(base, method, folder, note)
+        try:
+            filled = [
+                fill_template(t, subject=note.subject, class_noun=note.class_noun, field="--prompt")
+                for t in templates
+                for _ in range(num_images)
+            ]
+            seeds = [seed + index for _ in templates for index in range(num_images)]
+            images = make(base, filled, seeds, sampling, show_progress=True)
+        finally:
+            method.detach(base)
+        target = output / name if len(notes) > 1 else output
+        target.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            place, index = divmod(number, num_images)
+            image.save(target / f"{place:02d}-{seed + index:04d}.png")
+        rows.append((name, images))
+    columns = [t for t in templates for _ in range(num_images)]
+    labelled_grid(rows, columns).save(output / "grid.png")
+    typer.echo(
+        f"{len(rows) * len(columns)} pictures in {output}, side by side in {output}/grid.png"
+    )
+
+
+@app.command()
+@reports_errors
+def compare(
+    config: Annotated[
+        Path, typer.Argument(help="YAML of a comparison, e.g. configs/clay/compare.yaml.")
+    ],
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train several methods on the same photos and show which kept the subject.
+
+    Example: finetune compare configs/clay/compare.yaml data.photos=my_dog data.class_noun=dog
+    """
+    from finetune.base import load_base
+    from finetune.compare import compare as run_comparison
+    from finetune.compare import method_configs, save_comparison
+    from finetune.config import CompareConfig, apply_overrides, read_yaml, validate
+    from finetune.errors import CheckpointError
+    from finetune.report import write_page
+    from methods import load_method
+
+    settings = validate(
+        CompareConfig, apply_overrides(read_yaml(config), overrides or []), str(config)
+    )
+    method_configs(settings, load_method)
+    if (settings.output / "results.json").exists() and not overwrite:
+        raise CheckpointError(
+            f"{settings.output} holds a comparison. Replace it with --overwrite or choose another "
+            "folder with output=..."
+        )
+    base = load_base(settings.base)
+    result = run_comparison(settings, base, load_method, overwrite=overwrite, announce=typer.echo)
+    paths = save_comparison(result, settings.output)
+    write_page(result, settings.output / "report.html")
+    typer.echo(f"Grid: {paths['grid']}\nPage: {settings.output / 'report.html'}")
+
+
+@app.command()
+@reports_errors
+def inspect(
+    photos: Annotated[str, typer.Argument(help="Folder of photos, dataset, or YAML of a run.")],
+    size: Annotated[
+        int, typer.Option(min=8, help="Side in pixels they would be trained at.")
+    ] = 512,
+    output: Annotated[Path, typer.Option(help="Where the contact sheet goes.")] = Path(
+        "inspection.png"
+    ),
+) -> None:
+    """Show what would be trained on: sizes, repairs, captions, a contact sheet of the crops."""
+    from data_prep.config import DataConfig
+    from data_prep.inspect import inspect_photos
+
+    data = DataConfig(photos=photos)
+    if photos.endswith((".yaml", ".yml")):
+        run = _run_config(Path(photos), [])
+        data, size = run.data, run.data.size or size
+    inspection = inspect_photos(data, size=size)
+    typer.echo(inspection.table())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    inspection.contact_sheet().save(output)
+    typer.echo(f"Contact sheet: {output}")
+    if inspection.num_refused:
+        raise UserError(f"{inspection.num_refused} of the pictures cannot be used; see above.")
+
+
+@app.command(name="show-config")
+@reports_errors
+def show_config(method: Annotated[str, typer.Argument(help="Name of a method.")]) -> None:
+    """Print a commented YAML with every field and its default."""
+    from data_prep.config import DataConfig
+    from finetune.config import RunConfig, commented_yaml
+    from methods import load_method
+
+    config_class = load_method(method).config_class
+    data = DataConfig(photos="photos", class_noun="dog")
+    values = RunConfig(data=data, method=config_class(), output=Path("runs") / method)
+    typer.echo(commented_yaml(RunConfig, values))
+
+
+@list_app.command("methods")
+@reports_errors
+def list_methods() -> None:
+    """The methods, those of other packages included."""
+    import inspect as python_inspect
+
+    from finetune.errors import ConfigError
+    from methods import available_methods, load_method
+
+    for name, place in sorted(available_methods().items()):
+        try:
+            module = sys.modules[load_method(name).__module__]
+            summary = (python_inspect.getdoc(module) or "").splitlines()[0]
+        except ConfigError as error:
+            summary = f"broken: {error}"
+        typer.echo(f"{name:20} {summary}  [{place}]")
+
+
+@list_app.command("bases")
+@reports_errors
+def list_bases() -> None:
+    """The embedded bases; any Hub id, diffusers folder or single file serves as well."""
+    from finetune.bases import embedded_bases
+
+    for name, folder in embedded_bases().items():
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        typer.echo(f"{name:20} {size / 1e6:.0f} MB  {folder}")
+    typer.echo("or: a Hub id (owner/name), a diffusers folder, a single .safetensors file")
+
+
+def config_folder() -> Path:
+    """Where the shipped configurations are, installed or in a checkout."""
+    inside = Path(__file__).resolve().parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).resolve().parent.parent / "configs"
+
+
+@list_app.command("configs")
+@reports_errors
+def list_configs() -> None:
+    """The shipped configurations and what each is for."""
+    for path in sorted(config_folder().rglob("*.yaml")):
+        first = path.read_text("utf-8").splitlines()[0].lstrip("# ")
+        typer.echo(f"{path}  {first}")
+
+
+@app.command()
+@reports_errors
+def pretrain(
+    config: Annotated[
+        Path, typer.Argument(help="YAML of the recipe, e.g. configs/clay/pretrain.yaml.")
+    ],
+    overrides: Overrides = None,
+    stage: Annotated[
+        str, typer.Option(help="autoencoder, contrast, denoiser, assemble or all.")
+    ] = "all",
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop a stage early, to be resumed.")
+    ] = None,  # noqa: UP007, UP045
+) -> None:
+    """Make a base from nothing: autoencoder, text-image contrast, denoiser. Run again to resume."""
+    from finetune.config import apply_overrides, read_yaml, validate
+    from finetune.pretrain.recipe import STAGES, PretrainConfig, run_stages
+
+    if stage not in (*STAGES, "all"):
+        raise UserError(f"--stage: '{stage}' is not one of {', '.join(STAGES)}, all.")
+    recipe = validate(
+        PretrainConfig, apply_overrides(read_yaml(config), overrides or []), str(config)
+    )
+    stages = STAGES if stage == "all" else (stage,)
+    run_stages(recipe, stages, max_minutes=max_minutes, announce=typer.echo)
+
+
+@clay_app.command("render")
+@reports_errors
+def clay_render(
+    folder: Annotated[Path, typer.Argument(help="Where pictures and metadata.jsonl go.")],
+    num_pictures: Annotated[
+        int, typer.Option(min=1, help="Rounded up to whole shards of 96.")
+    ] = 8064,
+    seed: Annotated[int, typer.Option(help="Seed of the world; 0 is the training set.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: all cores.")
+    ] = None,  # noqa: UP007, UP045
+) -> None:
+    """Render captioned pictures of clay subjects. Run again to resume."""
+    from tqdm import tqdm
+
+    from data_prep.clay.dataset import render_dataset
+
+    with tqdm(total=num_pictures, desc="rendering", unit="picture") as progress:
+        for count in render_dataset(
+            folder, num_pictures=num_pictures, seed=seed, num_workers=workers
+        ):
+            progress.update(min(count, num_pictures - progress.n))
+    typer.echo(f"Pictures and metadata.jsonl in {folder}")
+
+
+@clay_app.command("subjects")
+@reports_errors
+def clay_subjects(
+    folder: Annotated[Path, typer.Argument(help="Where the subject folders go.")],
+) -> None:
+    """Render the example subjects: training photos and held-out views of each."""
+    from data_prep.clay.subjects import render_subjects
+
+    for name in render_subjects(folder):
+        typer.echo(f"{folder / name}")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Several methods on one frozen base: same photos, same budget, same seeds; pictures, scores, costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from data_prep.captions import fill_template
+from data_prep.sources import read_records
+from data_prep.transforms import crop_square, decode_all
+from finetune.artifact import artifact_bytes
+from finetune.base import BasePipeline
+from finetune.config import CompareConfig, MethodLoader, RunConfig, build_run_config, merge
+from finetune.errors import ConfigError
+from finetune.evaluate import (
+    ClipScorer,
+    bootstrap_interval,
+    prompt_similarity,
+    real_similarity,
+    subject_similarity,
+)
+from finetune.generate import SamplingConfig, generate, labelled_grid
+from finetune.run import RunFolder, check_family, prepare_folder, run_training
+
+BASE_ROW = "frozen base"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over pictures with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Tensor) -> Score:
+        """The mean of per-picture values and its interval."""
+        return Score(float(values.mean()), *bootstrap_interval(values.tolist()))
+
+
+@dataclass
+class Row:
+    """One row of the comparison: the frozen base, or a method."""
+
+    name: str
+    subject: str
+    scores: dict[str, Score]
+    train_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    artifact_bytes: int | None = None
+    num_steps: int | None = None
+    images: list[list[Image.Image]] = field(default_factory=list, repr=False)
+    """Pictures per column: the prompts, then the class prompt."""
+
+
+@dataclass
+class Comparison:
+    """All that the report shows."""
+
+    photos: list[Image.Image]
+    columns: list[str]
+    rows: list[Row]
+    scorer: str
+    real_similarity: float
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the pictures, for results.json."""
+        rows = []
+        for row in self.rows:
+            values = {key: value for key, value in vars(row).items() if key != "images"}
+            rows.append({**values, "scores": {name: asdict(s) for name, s in row.scores.items()}})
+        return {
+            "scorer": self.scorer,
+            "real_similarity": self.real_similarity,
+            "columns": self.columns,
+            "rows": rows,
+            "settings": self.settings,
+        }
+
+
+def method_configs(config: CompareConfig, load_method: MethodLoader) -> dict[str, RunConfig]:
+    """Every row's run configuration. Raises `ConfigError` with the row's name."""
+    configs = {}
+    for name, sections in config.methods.items():
+        if name == BASE_ROW or "/" in name:
+            raise ConfigError(f"methods.{name}: choose another name for this row.")
+        values = merge(config.shared, sections)
+        common = config.model_dump(mode="json", include={"base", "data"})
+        values = merge(common, values)
+        values["output"] = str(config.output / "runs" / name)
+        configs[name] = build_run_config(values, load_method, f"methods.{name}")
+    return configs
+
+
+def row_pictures(
+    base: BasePipeline, config: CompareConfig, sampling: SamplingConfig, subject: str
+) -> list[list[Image.Image]]:
+    """Pictures of every column, `num_images` each; the same seeds for every row."""
+    templates = [*config.prompts, config.class_prompt]
+    prompts = [
+        fill_template(t, subject=subject, class_noun=config.data.class_noun, field="prompts")
+        for t in templates
+        for _ in range(config.num_images)
+    ]
+    seeds = [config.seed + index for _ in templates for index in range(config.num_images)]
+    images = generate(base, prompts, seeds, sampling, show_progress=True)
+    return [images[i : i + config.num_images] for i in range(0, len(images), config.num_images)]
+
+
+def score_row(
+    images: Sequence[Sequence[Image.Image]],
+    prompts: Sequence[str],
+    *,
+    photos: Tensor,
+    scorer: ClipScorer,
+) -> dict[str, Score]:
+    """Scores of one row: `images` per column, the class prompt's last; `prompts` without identifier."""
+    flat = [image for column in images for image in column]
+    embeddings = scorer.embed_images(flat)
+    texts = scorer.embed_texts(
+        [p for p, column in zip(prompts, images, strict=True) for _ in column]
+    )
+    num_class = len(images[-1])
+    subject = subject_similarity(embeddings, photos)
+    return {
+        "subject": Score.of(subject[:-num_class]),
+        "prompt": Score.of(prompt_similarity(embeddings, texts)[:-num_class]),
+        "class_to_subject": Score.of(subject[-num_class:]),
+    }
+
+
+def compare(
+    config: CompareConfig,
+    base: BasePipeline,
+    load_method: MethodLoader,
+    *,
+    overwrite: bool = False,
+    announce: Callable[[str], None] = print,
+) -> Comparison:
+    """Train every method in turn on `base` and compare what they make.
+
+    Raises `RuntimeError` if a method does not leave the base bit-identical.
+    """
+    configs = method_configs(config, load_method)
+    class_noun = config.data.class_noun
+    if not class_noun:
+        raise ConfigError(
+            "data.class_noun is not set; the frozen base needs it (data.class_noun=dog)."
+        )
+    methods = {name: load_method(run.method.kind)(run.method) for name, run in configs.items()}
+    for name, method in methods.items():
+        check_family(method, base, configs[name].method.kind)
+    size = config.data.size or base.family.default_size(base.components)
+    photos = [crop_square(p.image, size)[0] for p in decode_all(read_records(config.data))]
+    scorer = ClipScorer.load()
+    photo_embeddings = scorer.embed_images(photos)
+    templates = [*config.prompts, config.class_prompt]
+    plain = [
+        fill_template(t, subject=class_noun, class_noun=class_noun, field="prompts")
+        for t in templates
+    ]
+    sampling = next(iter(configs.values())).sampling
+
+    def finish(name: str, subject: str) -> Row:
+        images = row_pictures(base, config, sampling, subject)
+        return Row(
+            name,
+            subject,
+            score_row(images, plain, photos=photo_embeddings, scorer=scorer),
+            images=images,
+        )
+
+    announce(f"{BASE_ROW}: pictures of the class, for reference")
+    rows = [finish(BASE_ROW, class_noun)]
+    for name, run in configs.items():
+        announce(f"{name}: {run.training.num_steps} steps on {len(photos)} photos")
+        method = methods[name]
+        prepare_folder(run, resume=False, overwrite=overwrite)
+        try:
+            result = run_training(base, method, run, name=name)
+            if not result.finished:
+                raise KeyboardInterrupt
+            row = finish(name, method.subject_phrase(class_noun))
+        finally:
+            method.detach(base)
+        if base.current_fingerprint() != base.fingerprint:
+            raise RuntimeError(f"The method {name} did not leave the base as it was.")
+        row.train_seconds = result.seconds
+        row.peak_memory_bytes = result.peak_memory_bytes
+        row.artifact_bytes = artifact_bytes(RunFolder(run.output).artifact)
+        row.num_steps = result.step
+        rows.append(row)
+    return Comparison(
+        photos=photos,
+        columns=plain,
+        rows=rows,
+        scorer=scorer.name,
+        real_similarity=real_similarity(photo_embeddings),
+        settings=config.model_dump(mode="json"),
+    )
+
+
+def comparison_grid(comparison: Comparison) -> Image.Image:
+    """Rows: photos, frozen base, methods. Columns: prompts. The first picture of each prompt."""
+    count = len(comparison.columns)
+    photos = [comparison.photos[i % len(comparison.photos)] for i in range(count)]
+    rows = [("photos", photos[: min(count, len(comparison.photos))])]
+    rows += [(row.name, [column[0] for column in row.images]) for row in comparison.rows]
+    return labelled_grid(rows, comparison.columns)
+
+
+def save_comparison(comparison: Comparison, folder: Path) -> Mapping[str, Path]:
+    """Write grid.png, results.json and every picture under `folder`; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in comparison.rows:
+        target = folder / "pictures" / row.name
+        target.mkdir(parents=True, exist_ok=True)
+        for number, column in enumerate(row.images):
+            for index, image in enumerate(column):
+                image.save(target / f"{number:02d}-{index:02d}.png")
+    paths = {"grid": folder / "grid.png", "results": folder / "results.json"}
+    comparison_grid(comparison).save(paths["grid"])
+    text = json.dumps(comparison.to_dict(), indent=1)
+    paths["results"].write_text(text, encoding="utf-8")
+    return paths

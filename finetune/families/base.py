@@ -1,0 +1,115 @@
+"""What the loop needs to know about a model family, and nothing about training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from data_prep.batch import Batch, Moments
+from finetune.diffusion import DiscreteDiffusion
+
+
+@dataclass
+class Components:
+    """The parts of a base. Names are those of the diffusers pipeline ("text_encoder", "unet", …)."""
+
+    tokenizers: dict[str, Any]
+    text_encoders: dict[str, nn.Module]
+    vae: Any
+    denoiser: Any
+    scheduler: Any
+
+    def modules(self, denoiser_name: str) -> dict[str, nn.Module]:
+        """All networks by pipeline name."""
+        return {**self.text_encoders, "vae": self.vae, denoiser_name: self.denoiser}
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told about the prompts; only the family opens it."""
+
+    tensors: dict[str, Tensor]
+    """Name -> tensor, first dimension the prompts."""
+
+    @staticmethod
+    def stack(parts: list[Conditioning]) -> Conditioning:
+        """Conditionings of single prompts (first dimension 1) as one batch."""
+        return Conditioning(
+            {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+        )
+
+
+class ModelFamily(ABC):
+    """One family of text-to-image models; subclasses are final and hold no state."""
+
+    name: str
+    denoiser_name: str
+    """Pipeline name of the denoiser: "unet" or "transformer"."""
+
+    @abstractmethod
+    def matches(self, model_index: dict[str, object]) -> bool:
+        """Whether a checkpoint with this model_index.json belongs to the family."""
+
+    @abstractmethod
+    def load(self, source: Path, *, dtype: torch.dtype) -> Components:
+        """Read a diffusers folder; networks are frozen and in eval mode."""
+
+    @abstractmethod
+    def load_single_file(
+        self, path: Path, *, config: Path | None, dtype: torch.dtype
+    ) -> Components:
+        """Read a single-file checkpoint; `config` is a diffusers folder with its configurations."""
+
+    @abstractmethod
+    def encode_images(
+        self, components: Components, pixel_values: Float[Tensor, "batch 3 height width"]
+    ) -> Moments:
+        """Scaled latent moments of pictures in [-1, 1]."""
+
+    @abstractmethod
+    def decode_latents(
+        self, components: Components, latents: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Pictures in [-1, 1] of scaled latents."""
+
+    @abstractmethod
+    def encode_prompts(self, components: Components, prompts: list[str]) -> Conditioning:
+        """What the denoiser is told about `prompts`, in order."""
+
+    @abstractmethod
+    def denoise(
+        self,
+        components: Components,
+        noisy_latents: Float[Tensor, "batch channels height width"],
+        timesteps: Int[Tensor, " batch"],
+        conditioning: Conditioning,
+        batch: Batch,
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The denoiser's native output (epsilon or v)."""
+
+    @abstractmethod
+    def noise_process(self, components: Components) -> DiscreteDiffusion:
+        """The forward process, read from the scheduler's configuration."""
+
+    @abstractmethod
+    def latent_shape(self, components: Components, size: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of a `size` × `size` picture."""
+
+    @abstractmethod
+    def default_size(self, components: Components) -> int:
+        """The side in pixels the base was trained at."""
+
+    @abstractmethod
+    def adapter_targets(self, component: str) -> list[str]:
+        """Default LoRA target modules of a component."""
+
+    @abstractmethod
+    def pipeline(self, components: Components) -> DiffusionPipeline:
+        """A diffusers pipeline over the same networks, for generation."""

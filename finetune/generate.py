@@ -1,0 +1,150 @@
+"""Pictures from a base as it stands (with or without something learnt): one seed per picture."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from data_prep.config import Section
+from data_prep.transforms import to_image
+from finetune.base import BasePipeline
+from finetune.seeding import generator_for, normal_like
+
+SCHEDULERS = {
+    "ddpm": DDPMScheduler,
+    "ddim": DDIMScheduler,
+    "dpm-solver++": DPMSolverMultistepScheduler,
+}
+
+
+class SamplingConfig(Section):
+    """How pictures are made from noise."""
+
+    scheduler: Literal["ddpm", "ddim", "dpm-solver++"] = "dpm-solver++"
+    """Ancestral sampling (Ho et al. 2020), DDIM (Song et al. 2021) or DPM-Solver++ (Lu et al. 2022)."""
+    num_steps: int = Field(25, gt=0, le=1000)
+    """Denoising steps; DDPM wants hundreds, the others 20 to 50."""
+    guidance_scale: float = Field(5.0, ge=0)
+    """Classifier-free guidance (Ho & Salimans 2022); 1 or less switches it off."""
+    negative_prompt: str = ""
+    """What pictures are steered away from."""
+    batch_size: int = Field(8, gt=0)
+    """Pictures made at a time; it does not change them."""
+    size: int | None = Field(None, ge=8)
+    """Side in pixels; null takes the base's."""
+
+
+@contextlib.contextmanager
+def evaluation_mode(base: BasePipeline) -> Iterator[None]:
+    """All networks in eval mode (adapters' dropout off), as they were afterwards."""
+    modes = {m: m.training for network in base.modules.values() for m in network.modules()}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@torch.no_grad()
+def generate_latents(
+    base: BasePipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    *,
+    show_progress: bool = False,
+) -> Tensor:
+    """Scaled latents [N, channels, h, w] of N pictures.
+
+    A picture is a function of its prompt, its seed and `sampling`, not of the pictures beside it.
+    """
+    pipe = base.pipeline()
+    scheduler = SCHEDULERS[sampling.scheduler]
+    settings = {"algorithm_type": "dpmsolver++"} if sampling.scheduler == "dpm-solver++" else {}
+    pipe.scheduler = scheduler.from_config(base.components.scheduler.config, **settings)
+    size = sampling.size or base.family.default_size(base.components)
+    shape = base.family.latent_shape(base.components, size)
+    reference = next(base.denoiser.parameters())
+    finished = []
+    starts = range(0, len(prompts), sampling.batch_size)
+    with evaluation_mode(base):
+        for start in tqdm(starts, desc="pictures", unit="batch", disable=not show_progress):
+            chosen = list(prompts[start : start + sampling.batch_size])
+            generators = [
+                generator_for(seed, "picture")
+                for seed in seeds[start : start + sampling.batch_size]
+            ]
+            noise = normal_like(shape, generators)
+            finished.append(
+                pipe(
+                    prompt=chosen,
+                    negative_prompt=[sampling.negative_prompt] * len(chosen),
+                    num_inference_steps=sampling.num_steps,
+                    guidance_scale=sampling.guidance_scale,
+                    height=size,
+                    width=size,
+                    latents=noise.to(reference),
+                    generator=generators,
+                    output_type="latent",
+                ).images
+            )
+    return torch.cat(finished)
+
+
+def generate(
+    base: BasePipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    *,
+    show_progress: bool = False,
+) -> list[Image.Image]:
+    """One picture for each prompt and seed, in order."""
+    latents = generate_latents(base, prompts, seeds, sampling, show_progress=show_progress)
+    images: list[Image.Image] = []
+    for part in latents.split(sampling.batch_size):
+        images += [to_image(pixel_values) for pixel_values in base.decode_latents(part)]
+    return images
+
+
+def labelled_grid(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str], *, cell: int = 128
+) -> Image.Image:
+    """A table of pictures with row names at the left and column names on top."""
+    font = ImageFont.load_default(size=13)
+    left, top, gap = 130, 44, 4
+    width = left + len(columns) * (cell + gap)
+    grid = Image.new("RGB", (width, top + len(rows) * (cell + gap)), "white")
+    draw = ImageDraw.Draw(grid)
+
+    def write(text: str, x: int, y: int, room: int, lines: int) -> None:
+        words, line, written = text.split(), "", 0
+        for word in [*words, ""]:
+            longer = f"{line} {word}".strip()
+            if word and draw.textlength(longer, font=font) <= room:
+                line = longer
+                continue
+            if line and written < lines:
+                draw.text((x, y + 14 * written), line, fill="black", font=font)
+                written += 1
+            line = word
+
+    for index, column in enumerate(columns):
+        write(column, left + index * (cell + gap), 2, cell, 3)
+    for row, (name, images) in enumerate(rows):
+        y = top + row * (cell + gap)
+        write(name, 4, y + cell // 2 - 14, left - 8, 3)
+        for index, image in enumerate(images):
+            resized = image.resize((cell, cell), Image.Resampling.LANCZOS)
+            grid.paste(resized, (left + index * (cell + gap), y))
+    return grid

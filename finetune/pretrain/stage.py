@@ -1,0 +1,162 @@
+"""The loop shared by the three pretraining stages: resumable, with EMA, bf16 and sample pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data_prep.config import Section
+from finetune.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    with_prefix,
+    without_prefix,
+)
+from finetune.optim import (
+    ExponentialMovingAverage,
+    build_adamw,
+    learning_rate_factor,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from finetune.seeding import generator_for
+
+
+class StageConfig(Section):
+    """What every pretraining stage is told."""
+
+    num_steps: int = Field(gt=0)
+    """Optimizer steps of the whole stage; the learning rate falls as a cosine over them."""
+    batch_size: int = Field(gt=0)
+    """Pictures per step."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay of AdamW."""
+    warmup_steps: int = Field(200, ge=0)
+    """Steps over which the learning rate rises."""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Decay of the moving average of the weights; the average is what is shipped."""
+    seed: int = 0
+    """Seed of initial weights, data order and noise."""
+    checkpoint_every: int = Field(500, gt=0)
+    """Steps between checkpoints."""
+    sample_every: int = Field(1000, gt=0)
+    """Steps between sample pictures."""
+
+
+class Stage(Protocol):
+    """One pretraining stage: networks, a loss, and pictures to watch it by."""
+
+    name: str
+    modules: nn.ModuleDict
+
+    def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Losses of one batch; the entry "loss" is minimised, the others are shown."""
+        ...
+
+    def sample(self, path: Path) -> None:
+        """Write a picture that shows how far the stage is."""
+        ...
+
+
+def run_stage(
+    stage: Stage, config: StageConfig, folder: Path, *, max_minutes: float | None = None
+) -> Iterator[int]:
+    """Train `stage` to `config.num_steps`, resuming what `folder` holds; yields each step done.
+
+    Stops early, with a checkpoint, after `max_minutes`. On the way out the modules hold the moving
+    average of the weights.
+    """
+    started = time.monotonic()
+    parameters = list(stage.modules.parameters())
+    optimizer = build_adamw(
+        [{"params": parameters, "lr": config.learning_rate, "weight_decay": config.weight_decay}],
+        betas=(0.9, 0.99),
+        eps=1e-8,
+    )
+    average = ExponentialMovingAverage(parameters, decay=config.ema_decay)
+    step = 0
+    checkpoint, problems = latest_checkpoint(folder / "checkpoints")
+    for problem in problems:
+        tqdm.write(f"Skipping a damaged checkpoint: {problem}")
+    if checkpoint is not None:
+        tensors, state = load_checkpoint(checkpoint)
+        stage.modules.load_state_dict(without_prefix("weights", tensors))
+        load_optimizer_tensors(optimizer, without_prefix("optimizer", tensors))
+        average.averages = [tensors[f"ema/{index}"] for index in range(len(parameters))]
+        step = average.num_updates = int(state["step"])
+
+    def save() -> None:
+        tensors = {
+            **with_prefix("weights", stage.modules.state_dict()),
+            **with_prefix("optimizer", optimizer_tensors(optimizer)),
+            **{f"ema/{index}": value for index, value in enumerate(average.averages)},
+        }
+        save_checkpoint(folder / "checkpoints", step, tensors, {"stage": stage.name})
+
+    folder.mkdir(parents=True, exist_ok=True)
+    log = (folder / "losses.csv").open("a")
+    recent: dict[str, float] = {}
+    with (
+        log,
+        tqdm(total=config.num_steps, initial=step, desc=stage.name, mininterval=5) as progress,
+    ):
+        while step < config.num_steps:
+            if max_minutes is not None and time.monotonic() - started > 60 * max_minutes:
+                break
+            factor = learning_rate_factor(
+                step,
+                num_steps=config.num_steps,
+                schedule="cosine",
+                warmup_steps=config.warmup_steps,
+            )
+            set_learning_rate(optimizer, factor)
+            losses = stage.loss(generator_for(config.seed, stage.name, step))
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            average.update(parameters)
+            step += 1
+            for name, value in losses.items():
+                recent[name] = 0.98 * recent.get(name, value.item()) + 0.02 * value.item()
+            if step % 50 == 0:
+                progress.set_postfix({name: f"{value:.4f}" for name, value in recent.items()})
+                values = ",".join(f"{name}={value:.5f}" for name, value in recent.items())
+                log.write(f"{step},{time.monotonic() - started:.0f},{values}\n")
+                log.flush()
+            if step % config.checkpoint_every == 0:
+                save()
+            if step % config.sample_every == 0:
+                average.swap(parameters)
+                stage.sample(folder / f"sample-{step:06d}.png")
+                average.swap(parameters)
+            progress.update()
+            yield step
+    save()
+    average.swap(parameters)
+    stage.sample(folder / "sample-last.png")
+
+
+def to_uint8(pixel_values: Tensor) -> np.ndarray:
+    """Pixels [B, 3, H, W] in [-1, 1] as bytes [B, H, W, 3]."""
+    scaled = pixel_values.float().clamp(-1, 1).add(1).mul(127.5).round()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def save_rows(rows: list[np.ndarray], path: Path) -> None:
+    """One PNG from rows of equally sized pictures, each row [N, H, W, 3]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)).save(path)

@@ -1,0 +1,142 @@
+"""A real Stable Diffusion pipeline, tiny and randomly initialised, and photos to train it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+
+
+def build_tiny_pipeline(folder: Path, *, prediction_type: str = "v_prediction") -> None:
+    from diffusers import (
+        AutoencoderKL,
+        DDPMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from data_prep.clay.world import all_words
+    from finetune.pretrain.tokenizer import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(all_words())
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            scaling_factor=0.5,
+        ),
+        text_encoder=CLIPTextModel(text_config),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        ),
+        scheduler=DDPMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            prediction_type=prediction_type,
+            clip_sample=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder, safe_serialization=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    build_tiny_pipeline(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_base(tiny_folder: Path) -> Any:
+    from finetune.base import BaseConfig, load_base
+
+    return load_base(BaseConfig(source=str(tiny_folder)))
+
+
+@pytest.fixture(scope="session")
+def photos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures that differ: smooth colours, 20 × 20, one of them wider."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index, size in enumerate(((20, 20), (20, 20), (30, 20))):
+        ramp = np.linspace(0, 255, size[0] * size[1] * 3).reshape(size[1], size[0], 3)
+        pixels = np.roll(ramp, 37 * index).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+RunValues = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run_values(tiny_folder: Path, photos_folder: Path, tmp_path: Path) -> RunValues:
+    """Values of a small run of a method: `run_values("lora", training={"num_steps": 3})`."""
+
+    def values(kind: str, **sections: Any) -> dict[str, Any]:
+        from finetune.config import merge
+
+        method: dict[str, Any] = {"kind": kind, "learning_rate": 1e-3}
+        if kind == "textual_inversion":
+            method["num_vectors"] = 2
+        base = {
+            "base": {"source": str(tiny_folder)},
+            "data": {
+                "photos": str(photos_folder),
+                "class_noun": "dog",
+                "size": 16,
+                "flip_probability": 0.5,
+                "crop": "random",
+            },
+            "method": method,
+            "prior": {
+                "kind": "none" if kind == "textual_inversion" else "class_images",
+                "num_images": 3,
+                "num_steps": 2,
+            },
+            "training": {"num_steps": 3, "batch_size": 2},
+            "sampling": {"num_steps": 2},
+            "output": str(tmp_path / f"run-{kind}"),
+        }
+        return merge(base, sections)
+
+    return values

@@ -1,0 +1,300 @@
+"""Batches are a pure function of (seed, step), and photos are encoded once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data_prep.batch import Batch, Moments
+from data_prep.cache import TensorCache
+from data_prep.config import DataConfig
+from data_prep.loader import InstanceSet, TrainingData, Variant, encode_photos, variants_of
+from data_prep.transforms import Photo
+
+SIZE = 8
+
+
+class Encoder:
+    """Moments that tell pictures, crops and mirror images apart; counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, pixel_values: Tensor) -> Moments:
+        assert pixel_values.shape == (1, 3, SIZE, SIZE)
+        self.calls += 1
+        mean = torch.nn.functional.avg_pool2d(pixel_values, 2)
+        return Moments(mean, 0.1 * mean.abs())
+
+
+def photo(index: int, size_wh: tuple[int, int] = (10, 10), caption: str | None = None) -> Photo:
+    rng = np.random.RandomState(index)
+    image = Image.fromarray(rng.randint(0, 255, (*size_wh[::-1], 3), np.uint8))
+    return Photo(f"{index}.png", image, caption or f"photo {index} of a {{subject}}", ())
+
+
+def encoded(
+    photos: list[Photo],
+    folder: Path,
+    *,
+    encoder: Encoder | None = None,
+    encoder_key: str = "vae",
+    **settings: object,
+) -> InstanceSet:
+    return encode_photos(
+        photos,
+        DataConfig(photos="photos", class_noun="dog", **settings),
+        size=SIZE,
+        subject="sks dog",
+        encode_images=encoder or Encoder(),
+        encoder_key=encoder_key,
+        cache=TensorCache(folder),
+    )
+
+
+def training_data(
+    folder: Path,
+    *,
+    num_photos: int = 5,
+    seed: int = 0,
+    batch_size: int = 2,
+    prior: str = "none",
+    wide: bool = False,
+    **settings: object,
+) -> TrainingData:
+    photos = [photo(i, (24, 10) if wide else (10, 10)) for i in range(num_photos)]
+    instances = encoded(photos, folder, **settings)
+    latents = torch.arange(4.0)[:, None, None, None].expand(4, 3, 4, 4).contiguous()
+    pictures = Moments(100 + latents, torch.zeros_like(latents))
+    return TrainingData(
+        DataConfig(photos="photos", **settings),
+        instances,
+        seed=seed,
+        batch_size=batch_size,
+        class_moments=pictures if prior == "class_images" else None,
+        class_prompt=None if prior == "none" else "a photo of a dog",
+        instances_as_class=prior == "base_prediction",
+    )
+
+
+def photos_seen(data: TrainingData, steps: range) -> list[int]:
+    prompts = [p for step in steps for p in data.micro_batch(step, num_micro=1, micro=0).prompts]
+    return [int(prompt.split()[1]) for prompt in prompts]
+
+
+def assert_same(first: Batch, second: Batch) -> None:
+    torch.testing.assert_close(first.moments.mean, second.moments.mean, atol=0, rtol=0)
+    torch.testing.assert_close(first.moments.std, second.moments.std, atol=0, rtol=0)
+    for name in ("prompts", "sample_index", "step", "original_size_hw", "crop_top_left_yx"):
+        assert getattr(first, name) == getattr(second, name), name
+    assert first.roles() == second.roles()
+
+
+def test_every_photo_comes_once_per_epoch(tmp_path: Path) -> None:
+    seen = photos_seen(training_data(tmp_path), range(20))
+    epochs = [seen[start : start + 5] for start in range(0, 40, 5)]
+    assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3, 4]] * 8
+    assert len({tuple(epoch) for epoch in epochs}) > 4
+
+
+def test_order_changes_with_the_seed(tmp_path: Path) -> None:
+    orders = {tuple(photos_seen(training_data(tmp_path, seed=s), range(10))) for s in range(5)}
+    assert len(orders) == 5
+
+
+@pytest.mark.parametrize("prior", ["none", "class_images", "base_prediction"])
+def test_batch_is_a_pure_function_of_seed_and_step(tmp_path: Path, prior: str) -> None:
+    settings = {"crop": "random", "flip_probability": 0.5, "caption_dropout": 0.3}
+    first = training_data(tmp_path, prior=prior, wide=True, **settings)
+    second = training_data(tmp_path, prior=prior, wide=True, **settings)
+    forwards = [first.micro_batch(step, num_micro=1, micro=0) for step in range(8)]
+    for step in reversed(range(8)):
+        assert_same(second.micro_batch(step, num_micro=1, micro=0), forwards[step])
+        assert forwards[step].step == step
+
+
+def rows_of(batches: list[Batch], role: str) -> list[tuple[object, ...]]:
+    return [
+        (
+            batch.moments.mean[row].tolist(),
+            batch.moments.std[row].tolist(),
+            batch.prompts[row],
+            batch.sample_index[row],
+            batch.original_size_hw[row],
+            batch.crop_top_left_yx[row],
+        )
+        for batch in batches
+        for row, found in enumerate(batch.roles())
+        if found == role
+    ]
+
+
+@pytest.mark.parametrize("prior", ["none", "class_images", "base_prediction"])
+@pytest.mark.parametrize("num_micro", [2, 4])
+def test_micro_batches_together_are_the_whole_batch(
+    tmp_path: Path, prior: str, num_micro: int
+) -> None:
+    data = training_data(
+        tmp_path,
+        prior=prior,
+        batch_size=4,
+        wide=True,
+        crop="random",
+        flip_probability=0.5,
+        caption_dropout=0.3,
+    )
+    for step in range(3):
+        whole = [data.micro_batch(step, num_micro=1, micro=0)]
+        parts = [data.micro_batch(step, num_micro=num_micro, micro=m) for m in range(num_micro)]
+        assert len(rows_of(whole, "instance")) == 4
+        assert rows_of(parts, "instance") == rows_of(whole, "instance")
+        assert len(rows_of(whole, "class")) == (0 if prior == "none" else 4)
+        assert rows_of(parts, "class") == rows_of(whole, "class")
+        assert whole[0].sample_index == [0, 1, 2, 3] * (1 if prior == "none" else 2)
+
+
+def test_class_examples_follow_instance_examples(tmp_path: Path) -> None:
+    data = training_data(tmp_path, prior="class_images")
+    batch = data.micro_batch(3, num_micro=1, micro=0)
+    assert len(batch) == 4
+    assert batch.roles() == ["instance", "instance", "class", "class"]
+    assert batch.prompts[2:] == ["a photo of a dog"] * 2
+    assert batch.sample_index == [0, 1, 0, 1]
+    assert float(batch.moments.mean[2:].min()) >= 100
+    assert float(batch.moments.mean[:2].max()) <= 1
+    assert float(batch.moments.std[2:].abs().max()) == 0
+    assert batch.crop_top_left_yx[2:] == [(0, 0), (0, 0)]
+
+
+def test_every_class_picture_comes_once_per_epoch(tmp_path: Path) -> None:
+    data = training_data(tmp_path, prior="class_images")
+    batches = [data.micro_batch(step, num_micro=1, micro=0) for step in range(4)]
+    seen = [int(level) - 100 for b in batches for level in b.moments.mean[2:, 0, 0, 0]]
+    assert sorted(seen[:4]) == sorted(seen[4:]) == [0, 1, 2, 3]
+
+
+def test_photos_under_the_class_prompt_are_photos(tmp_path: Path) -> None:
+    data = training_data(tmp_path, prior="base_prediction")
+    known = {tuple(row.flatten().tolist()) for row in data.instances.moments.mean}
+    batches = [data.micro_batch(step, num_micro=1, micro=0) for step in range(5)]
+    rows = [tuple(row.flatten().tolist()) for b in batches for row in b.moments.mean[2:]]
+    assert set(rows[:5]) == set(rows[5:]) == known
+    assert {p for b in batches for p in b.prompts[2:]} == {"a photo of a dog"}
+
+
+def flipped_share(data: TrainingData, num_steps: int) -> float:
+    rows = {row: variant.mirrored for (_, variant), row in data.instances.rows.items()}
+    table = {
+        tuple(data.instances.moments.mean[row].flatten().tolist()): mirrored
+        for row, mirrored in rows.items()
+    }
+    flipped = 0
+    for step in range(num_steps):
+        batch = data.micro_batch(step, num_micro=1, micro=0)
+        flipped += sum(table[tuple(mean.flatten().tolist())] for mean in batch.moments.mean)
+    return flipped / (num_steps * data.batch_size)
+
+
+@pytest.mark.parametrize(("probability", "margin"), [(0.0, 0.0), (0.25, 0.03), (1.0, 0.0)])
+def test_photos_are_flipped_at_the_stated_probability(
+    tmp_path: Path, probability: float, margin: float
+) -> None:
+    data = training_data(tmp_path, batch_size=10, flip_probability=probability)
+    # 2,000 draws: three standard deviations of the share at 0.25 are 0.029.
+    assert flipped_share(data, 200) == pytest.approx(probability, abs=margin)
+
+
+def test_mirrored_moments_are_those_of_the_mirrored_picture(tmp_path: Path) -> None:
+    instances = encoded([photo(0)], tmp_path, flip_probability=0.5)
+    plain, mirrored = (instances.moments.mean[instances.rows[0, Variant(4, f)]] for f in (0, 1))
+    torch.testing.assert_close(mirrored, plain.flip(-1), atol=1e-6, rtol=0)
+    assert not torch.equal(mirrored, plain)
+
+
+def test_captions_are_dropped_at_the_stated_probability(tmp_path: Path) -> None:
+    data = training_data(tmp_path, batch_size=10, caption_dropout=0.2, prior="class_images")
+    batches = [data.micro_batch(step, num_micro=1, micro=0) for step in range(200)]
+    dropped = sum(prompt == "" for batch in batches for prompt in batch.prompts[:10])
+    assert dropped / 2000 == pytest.approx(0.2, abs=0.027)  # three standard deviations
+    assert "" not in {prompt for batch in batches for prompt in batch.prompts[10:]}
+
+
+def test_random_crops_draw_all_nine_positions_alike(tmp_path: Path) -> None:
+    data = training_data(tmp_path, num_photos=2, batch_size=10, wide=True, crop="random")
+    batches = [data.micro_batch(step, num_micro=1, micro=0) for step in range(90)]
+    corners = Counter(corner for batch in batches for corner in batch.crop_top_left_yx)
+    # 24 × 10 becomes 19 × 8, so the left edge runs from 0 to 11.
+    assert sorted(corners) == [(0, round(11 * position / 8)) for position in range(9)]
+    assert min(corners.values()) > 60  # 100 each on average
+    assert {size for batch in batches for size in batch.original_size_hw} == {(10, 24)}
+
+
+def test_only_variants_that_can_be_drawn_are_encoded() -> None:
+    def count(size_wh: tuple[int, int], **settings: object) -> int:
+        return len(variants_of(photo(0, size_wh), DataConfig(photos="photos", **settings)))
+
+    assert count((10, 10)) == 1
+    assert count((10, 10), crop="random") == 1
+    assert count((20, 10), crop="random") == 9
+    assert count((20, 10), crop="random", flip_probability=0.5) == 18
+    assert count((20, 10), flip_probability=1.0) == 1
+
+
+def test_captions_are_filled_per_photo(tmp_path: Path) -> None:
+    own = photo(0, caption="my {class}, a {subject}")
+    without = Photo("1.png", photo(1).image, None, ())
+    instances = encoded([own, without], tmp_path, prompt="a portrait of a {subject}")
+    assert instances.captions == ["my dog, a sks dog", "a portrait of a sks dog"]
+
+
+def test_moments_come_from_the_cache_the_second_time(tmp_path: Path) -> None:
+    encoder, photos = Encoder(), [photo(0), photo(1, (20, 10))]
+    first = encoded(photos, tmp_path, encoder=encoder, crop="random", flip_probability=0.5)
+    assert encoder.calls == 2 + 18
+    second = encoded(photos, tmp_path, encoder=encoder, crop="random", flip_probability=0.5)
+    assert encoder.calls == 20
+    assert torch.equal(first.moments.mean, second.moments.mean)
+    assert torch.equal(first.moments.std, second.moments.std)
+
+
+def test_cache_key_changes_with_pixels_and_encoder(tmp_path: Path) -> None:
+    encoder = Encoder()
+    original = encoded([photo(0)], tmp_path, encoder=encoder)
+    changed = photo(0)
+    changed.image.putpixel((5, 5), (0, 0, 0))
+    other = encoded([changed], tmp_path, encoder=encoder)
+    assert encoder.calls == 2
+    assert not torch.equal(original.moments.mean, other.moments.mean)
+    encoded([photo(0)], tmp_path, encoder=encoder, encoder_key="another vae")
+    assert encoder.calls == 3
+    # A caption or a file name shapes no moments.
+    encoded([photo(0, caption="something else")], tmp_path, encoder=encoder, prompt="other")
+    assert encoder.calls == 3
+
+
+def test_damaged_cache_file_counts_as_missing(tmp_path: Path) -> None:
+    encoder = Encoder()
+    first = encoded([photo(0)], tmp_path, encoder=encoder)
+    (stored,) = tmp_path.rglob("*.safetensors")
+    stored.write_bytes(stored.read_bytes()[:50])
+    second = encoded([photo(0)], tmp_path, encoder=encoder)
+    assert encoder.calls == 2
+    assert torch.equal(first.moments.mean, second.moments.mean)
+    encoded([photo(0)], tmp_path, encoder=encoder)
+    assert encoder.calls == 2
+
+
+def test_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    encoder = Encoder()
+    usual = encoded([photo(0)], tmp_path / "cache", encoder=encoder)
+    without = encoded([photo(0)], tmp_path / "file", encoder=encoder)
+    assert encoder.calls == 2
+    assert torch.equal(usual.moments.mean, without.moments.mean)
+    assert (tmp_path / "file").read_text() == "no folder"

@@ -1,0 +1,442 @@
+"""The command line: what there is, and one clear sentence with exit code 2 for what a user can mend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from finetune.cli import app
+from finetune.config import build_run_config, parse_yaml
+from methods import METHODS, load_method
+
+COMMANDS = {
+    "train",
+    "generate",
+    "compare",
+    "inspect",
+    "show-config",
+    "pretrain",
+    "clay render",
+    "clay subjects",
+    "list methods",
+    "list bases",
+    "list configs",
+}
+ALL_METHODS = sorted(METHODS)
+
+
+def invoke(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refusal(*arguments: str | Path) -> str:
+    """The message of a command that must fail: exit code 2, one error, no traceback."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert isinstance(result.exception, SystemExit)
+    assert result.output.count("Error: ") == 1
+    assert "Traceback" not in result.output
+    return str(result.stderr).partition("Error: ")[2].strip()
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+
+WriteConfig = Callable[..., Path]
+
+
+@pytest.fixture
+def write_config(run_values: Any, tmp_path: Path) -> WriteConfig:
+    """A YAML of the smallest possible run; keyword arguments are sections laid over."""
+
+    def write(kind: str = "lora", **sections: Any) -> Path:
+        smallest = {
+            "training": {"num_steps": 1, "batch_size": 1},
+            "prior": {"kind": "none"},
+            "data": {"crop": "center", "flip_probability": 0.0},
+            "output": str(tmp_path / "run"),
+        }
+        from finetune.config import merge
+
+        values = merge(run_values(kind, **smallest), sections)
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def finished_run(write_config: WriteConfig, tmp_path: Path) -> Path:
+    result = invoke("train", write_config())
+    assert result.exit_code == 0, result.output
+    return tmp_path / "run"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def leaf_commands(command: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
+    command = typer.main.get_command(app) if command is None else command
+    if not hasattr(command, "commands"):
+        yield path.strip(), command
+        return
+    for name, child in command.commands.items():
+        yield from leaf_commands(child, f"{path} {name}")
+
+
+def test_commands_are_exactly_these() -> None:
+    assert {name for name, _ in leaf_commands()} == COMMANDS
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_and_option_has_a_help_text(name: str) -> None:
+    command = dict(leaf_commands())[name]
+    assert len(command.help) > 20
+    for parameter in command.params:
+        assert parameter.help, f"{name}: {parameter.name}"
+        assert parameter.help.endswith((".", ")")), f"{name}: {parameter.name}"
+
+
+@pytest.mark.parametrize("name", ["", "clay", "list", *sorted(COMMANDS)])
+def test_help_is_shown(name: str) -> None:
+    result = invoke(*name.split(), "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_show_config_prints_a_configuration_that_is_read_back() -> None:
+    for kind in ALL_METHODS:
+        result = invoke("show-config", kind)
+        assert result.exit_code == 0
+        config = build_run_config(parse_yaml(result.stdout, kind), load_method, kind)
+        assert config.method == load_method(kind).config_class()
+
+
+def test_list_methods_shows_all_and_survives_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "zz_broken", "no_such_package:Method")
+    result = invoke("list", "methods")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [*ALL_METHODS, "zz_broken"]
+    assert "broken: " in lines[-1]
+    assert "No module named 'no_such_package'" in lines[-1]
+    assert "LoRA (Hu et al. 2022)" in lines[ALL_METHODS.index("lora")]
+
+
+def test_list_configs_shows_files_and_what_they_are_for() -> None:
+    result = invoke("list", "configs")
+    assert result.exit_code == 0
+    paths = [Path(line.split()[0]) for line in result.stdout.splitlines()]
+    assert {"lora.yaml", "compare.yaml"} <= {path.name for path in paths}
+    assert all(path.is_file() for path in paths)
+
+
+def test_list_bases_ends_with_what_else_serves() -> None:
+    result = invoke("list", "bases")
+    assert result.exit_code == 0
+    assert "a Hub id" in result.stdout.splitlines()[-1]
+
+
+# --- photos ---------------------------------------------------------------------------------------
+
+
+def test_missing_photos_folder(write_config: WriteConfig, tmp_path: Path) -> None:
+    gone = tmp_path / "no" / "photos"
+    message = refusal("train", write_config(), f"data.photos={gone}")
+    assert message == f"data.photos: there is no folder '{gone}'."
+    assert f"there is no folder '{gone}'" in refusal("inspect", gone)
+
+
+def test_folder_without_pictures(write_config: WriteConfig, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    message = refusal("train", write_config(), f"data.photos={empty}")
+    assert message.startswith(f"data.photos: {empty} holds no pictures.")
+    assert "holds no pictures" in refusal("inspect", empty)
+
+
+@pytest.fixture
+def spoilt_photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "spoilt"
+    folder.mkdir()
+    Image.new("RGB", (20, 20)).save(folder / "good.png")
+    (folder / "bad.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_unreadable_picture_is_named(write_config: WriteConfig, spoilt_photos: Path) -> None:
+    message = refusal("train", write_config(), f"data.photos={spoilt_photos}")
+    assert message.startswith("bad.png cannot be read as a picture")
+
+
+def test_inspect_lists_all_pictures_and_fails_for_the_unreadable(spoilt_photos: Path) -> None:
+    result = invoke("inspect", spoilt_photos, "--output", "sheet.png")
+    assert result.exit_code == 2
+    assert "bad.png   refused" in result.stdout
+    assert "good.png  ok       20 × 20" in result.stdout
+    assert "1 of the pictures cannot be used" in result.stderr
+    with Image.open("sheet.png") as sheet:
+        assert sheet.size == (192, 192)
+
+
+def test_inspect_takes_a_configuration(write_config: WriteConfig, photos_folder: Path) -> None:
+    result = invoke("inspect", write_config(), "--output", "new/folder/sheet.png")
+    assert result.exit_code == 0, result.output
+    assert "3 of 3 pictures can be used." in result.stdout
+    assert "smaller than" not in result.stdout  # 20 pixels, trained at 16
+    assert "smaller than 512 px" in invoke("inspect", photos_folder).stdout
+    with Image.open("new/folder/sheet.png") as sheet:
+        assert sheet.size == (3 * 192, 192)
+
+
+def test_mistake_in_the_photos_costs_no_run_folder(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    config = write_config()
+    refusal("train", config, f"data.photos={tmp_path / 'gone' / 'away'}")
+    refusal("train", config, "data.prompt='a {subjekt}'")
+    refusal("train", config, "method.target_modules=[no_such_module]")
+    assert not (tmp_path / "run").exists()
+    assert invoke("train", config).exit_code == 0
+
+
+# --- configurations -------------------------------------------------------------------------------
+
+
+def test_unknown_key_names_the_nearest(write_config: WriteConfig) -> None:
+    config = write_config(training={"num_step": 3})
+    message = refusal("train", config)
+    assert message.startswith(f"{config}:")
+    assert "training.num_step: unknown key. Did you mean 'num_steps'?" in message
+    override = refusal("train", write_config(), "method.rnk=3")
+    assert "method.rnk: unknown key. Did you mean 'rank'?" in override
+
+
+def test_value_out_of_range(write_config: WriteConfig) -> None:
+    message = refusal("train", write_config(), "training.num_steps=0", "method.learning_rate=-1")
+    assert "training.num_steps: input should be greater than 0 (given: 0)." in message
+    assert "method.learning_rate: input should be greater than 0 (given: -1)." in message
+
+
+def test_malformed_override(write_config: WriteConfig) -> None:
+    message = refusal("train", write_config(), "training.num_steps")
+    assert message == "'training.num_steps' is not of the form section.key=value."
+
+
+def test_unknown_method(write_config: WriteConfig) -> None:
+    message = refusal("train", write_config(), "method.kind=lorra")
+    assert "there is no method 'lorra'" in message
+    assert message.endswith("Did you mean 'lora'?")
+    assert refusal("show-config", "lorra") == message
+
+
+def test_unknown_base(write_config: WriteConfig, tmp_path: Path) -> None:
+    message = refusal("train", write_config(), "base.source=nowhere")
+    assert message.startswith("There is no base 'nowhere'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_base_that_is_no_pipeline(write_config: WriteConfig, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    message = refusal("train", write_config(), f"base.source={tmp_path / 'weights'}")
+    assert "has no readable model_index.json" in message
+
+
+def test_class_noun_missing_with_a_prior(write_config: WriteConfig) -> None:
+    config = write_config(data={"class_noun": None}, prior={"kind": "class_images"})
+    message = refusal("train", config)
+    assert "prior.kind is class_images, but data.class_noun is not set" in message
+    assert "data.class_noun=dog" in message
+
+
+def test_missing_configuration_file(tmp_path: Path) -> None:
+    for command in ("train", "compare", "pretrain", "inspect"):
+        message = refusal(command, tmp_path / "gone.yaml")
+        assert f"{tmp_path / 'gone.yaml'} cannot be read" in message
+    assert refusal("train").startswith("Give a configuration")
+
+
+def test_invalid_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("data: [a\nmethod: b\n")
+    message = refusal("train", path)
+    assert message.startswith(f"{path} is not valid YAML")
+    assert "line 2" in message
+
+
+def test_comparison_row_with_a_mistake_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "compare.yaml"
+    row = {"method": {"kind": "lora", "rnk": 1}}
+    values = {"data": {"photos": "p"}, "methods": {"mine": row}, "prompts": ["a {subject}"]}
+    path.write_text(yaml.safe_dump(values))
+    message = refusal("compare", path)
+    assert message.startswith("methods.mine:")
+    assert "method.rnk: unknown key. Did you mean 'rank'?" in message
+
+
+def test_unknown_stage(tmp_path: Path) -> None:
+    message = refusal("pretrain", tmp_path / "x.yaml", "--stage", "vae")
+    assert message == (
+        "--stage: 'vae' is not one of autoencoder, contrast, denoiser, assemble, all."
+    )
+
+
+# --- identifiers ----------------------------------------------------------------------------------
+
+
+def test_common_word_as_identifier_is_a_warning(write_config: WriteConfig, tmp_path: Path) -> None:
+    result = invoke("train", write_config(), "method.identifier=house")
+    assert result.exit_code == 0, result.output
+    assert "Warning: method.identifier 'house' is a common word" in result.stderr
+    assert (tmp_path / "run" / "artifact" / "artifact.json").is_file()
+
+
+def test_rare_token_as_identifier_is_no_warning(write_config: WriteConfig) -> None:
+    result = invoke("train", write_config())
+    assert result.exit_code == 0
+    assert "Warning" not in result.output
+
+
+def test_class_noun_as_identifier_is_refused(write_config: WriteConfig, tmp_path: Path) -> None:
+    message = refusal("train", write_config(), "method.identifier=dog")
+    assert message.startswith("method.identifier is 'dog', the class noun itself")
+    assert not (tmp_path / "run").exists()
+
+
+# --- run folders ----------------------------------------------------------------------------------
+
+
+def test_run_folder_is_never_lost_without_being_told(finished_run: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    before = files_of(finished_run)
+    assert "artifact/pytorch_lora_weights.safetensors" in before
+    message = refusal("train", config, "training.seed=7")
+    assert message.startswith(f"The run folder {finished_run} exists.")
+    assert files_of(finished_run) == before
+    # A mistake elsewhere must not cost the old run either.
+    refusal("train", config, "base.source=nowhere", "--overwrite")
+    refusal("train", config, f"data.photos={tmp_path / 'gone' / 'away'}", "--overwrite")
+    assert files_of(finished_run) == before
+    (finished_run / "samples").mkdir()
+    result = invoke("train", config, "training.seed=7", "--overwrite")
+    assert result.exit_code == 0, result.output
+    after = files_of(finished_run)
+    assert not (finished_run / "samples").exists()
+    assert "seed: 7" in after["config.yaml"].decode()
+    weights = "artifact/pytorch_lora_weights.safetensors"
+    assert after[weights] != before[weights]
+
+
+def test_overwrite_refuses_a_folder_that_is_no_run(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    config = write_config()
+    assert "exists" in refusal("train", config)
+    message = refusal("train", config, "--overwrite")
+    assert "is no run folder (no config.yaml), so --overwrite will not delete it" in message
+    assert files_of(folder) == {"thesis.txt": b"years of work"}
+
+
+def test_output_that_is_a_file_is_refused(write_config: WriteConfig, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    for options in ((), ("--overwrite",)):
+        message = refusal("train", write_config(), *options)
+        assert message.startswith(f"{tmp_path / 'run'} is a file")
+    assert (tmp_path / "run").read_text() == "a file"
+
+
+def test_resume_with_another_configuration_shows_the_difference(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    before = files_of(finished_run)
+    config = tmp_path / "config.yaml"
+    message = refusal("train", config, "training.num_steps=9", "--resume", finished_run)
+    assert "was started with another configuration" in message
+    changed = [line for line in message.splitlines() if line[:3] in {"-  ", "+  "}]
+    assert changed == ["-  num_steps: 1", "+  num_steps: 9"]
+    assert files_of(finished_run) == before
+
+
+def test_resume_without_a_run(write_config: WriteConfig, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    message = f"There is no run to resume in {gone} (no config.yaml)."
+    assert refusal("train", "--resume", gone) == message
+    assert refusal("train", write_config(), "--resume", gone) == message
+    assert not gone.exists()
+
+
+def test_moved_run_is_resumed_where_it_is_now(finished_run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    finished_run.rename(moved)
+    result = invoke("train", "--resume", moved)
+    assert result.exit_code == 0, result.output
+    assert not finished_run.exists()
+    again = invoke("train", tmp_path / "config.yaml", "--resume", moved)
+    assert again.exit_code == 0, again.output
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def test_generate_on_what_is_no_artifact(tmp_path: Path) -> None:
+    prompt = ("--prompt", "a {subject}")
+    gone = refusal("generate", tmp_path / "gone", *prompt)
+    assert gone.startswith(f"{tmp_path / 'gone'} is neither a finished run nor an artifact")
+    assert "there is no such folder" in gone
+    assert "it holds no artifact.json" in refusal("generate", tmp_path, *prompt)
+
+
+def test_generate_without_a_prompt(tmp_path: Path) -> None:
+    assert refusal("generate", tmp_path).startswith("Give --prompt")
+    missing = refusal("generate", tmp_path, "--prompts", tmp_path / "gone.txt")
+    assert missing == f"There is no prompts file {tmp_path / 'gone.txt'}."
+    (tmp_path / "latin.txt").write_bytes("ein Hündchen".encode("latin-1"))
+    latin = refusal("generate", tmp_path, "--prompts", tmp_path / "latin.txt")
+    assert latin.startswith(f"{tmp_path / 'latin.txt'} is not UTF-8 text")
+
+
+def test_generate_with_bad_values(finished_run: Path) -> None:
+    sampler = refusal("generate", finished_run, "--prompt", "x", "--scheduler", "euler")
+    assert "scheduler: input should be 'ddpm', 'ddim' or 'dpm-solver++'" in sampler
+    unknown = refusal("generate", finished_run, "--prompt", "a {subjekt}")
+    assert unknown.startswith("--prompt: 'a {subjekt}' holds {subjekt}")
+    note = finished_run / "artifact" / "artifact.json"
+    note.write_text(note.read_text().replace('"rank": 8', '"rank": "many"'))
+    damaged = refusal("generate", finished_run, "--prompt", "x")
+    assert "artifact.json" in damaged
+    assert "rank" in damaged
+
+
+def test_pictures_of_artifacts_with_one_name_stay_apart(finished_run: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second"
+    config = tmp_path / "config.yaml"
+    steep = invoke("train", config, f"output={second}", "method.learning_rate=1.0")
+    assert steep.exit_code == 0, steep.output
+    artifacts = [finished_run / "artifact", second / "artifact"]
+    options = ("--prompt", "a photo of a {subject}", "--steps", "2", "--num-images", "1")
+    result = invoke("generate", *artifacts, *options, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    pictures = {n: c for n, c in files_of(tmp_path / "out").items() if n != "grid.png"}
+    assert len(pictures) == 2
+    assert len(set(pictures.values())) == 2
+    assert {Path(name).name for name in pictures} == {"00-0000.png"}
