@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from data_prep.errors import DataError
@@ -35,6 +36,26 @@ class Photo:
         return self.image.height, self.image.width
 
 
+def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    """`image` with its embedded colour profile applied; a profile that cannot be read is left out."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "CMYK", "L"):
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return image
+        target = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        notes.append(f"colour profile not usable ({error})")
+        return image
+    if converted is None:
+        return image
+    notes.append("colour profile converted to sRGB")
+    return converted
+
+
 def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     """`image` as 8-bit RGB: transparency over white, 16-bit grey scaled down."""
     if image.mode.startswith("I;16") or image.mode == "I":
@@ -52,7 +73,7 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
         layer = image.convert("RGBA")
         backdrop = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(backdrop, layer).convert("RGB")
-    return image.convert("RGB")
+    return _to_srgb(image, notes).convert("RGB")
 
 
 def decode(record: Record) -> Photo:

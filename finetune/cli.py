@@ -248,7 +248,8 @@ def generate(
                 for _ in range(num_images)
             ]
             seeds = [seed + index for _ in templates for index in range(num_images)]
-            images = make(base, filled, seeds, sampling, show_progress=True)
+            settings = sampling.model_copy(update={"size": note.size})
+            images = make(base, filled, seeds, settings, show_progress=True)
         finally:
             method.detach(base)
         target = output / name if len(notes) > 1 else output
@@ -315,8 +316,9 @@ def inspect(
     """Show what would be trained on: sizes, repairs, captions, a contact sheet of the crops."""
     from data_prep.config import DataConfig
     from data_prep.inspect import inspect_photos
+    from finetune.config import validate
 
-    data = DataConfig(photos=photos)
+    data = validate(DataConfig, {"photos": photos}, "PHOTOS")
     if photos.endswith((".yaml", ".yml")):
         run = _run_config(Path(photos), [])
         data, size = run.data, run.data.size or size

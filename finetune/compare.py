@@ -26,7 +26,14 @@ from finetune.evaluate import (
     subject_similarity,
 )
 from finetune.generate import SamplingConfig, generate, labelled_grid
-from finetune.run import RunFolder, check_family, prepare_folder, run_training
+from finetune.run import (
+    RunFolder,
+    check_family,
+    check_folder,
+    prepare_folder,
+    prepare_training,
+    run_training,
+)
 
 BASE_ROW = "frozen base"
 
@@ -183,9 +190,11 @@ def compare(
     for name, run in configs.items():
         announce(f"{name}: {run.training.num_steps} steps on {len(photos)} photos")
         method = methods[name]
-        prepare_folder(run, resume=False, overwrite=overwrite)
+        check_folder(run, resume=False, overwrite=overwrite)
         try:
-            result = run_training(base, method, run, name=name)
+            data = prepare_training(base, method, run)
+            prepare_folder(run, resume=False, overwrite=overwrite)
+            result = run_training(base, method, run, data=data, name=name)
             if not result.finished:
                 raise KeyboardInterrupt
             row = finish(name, method.subject_phrase(class_noun))

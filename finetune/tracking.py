@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,9 +26,11 @@ class Tracker:
         self._accelerator: Accelerator | None = None
         if trackers:
             try:
-                accelerator = Accelerator(
-                    log_with=list(trackers), project_dir=str(folder / "tracking")
-                )
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # about missing packages: said below
+                    accelerator = Accelerator(
+                        log_with=list(trackers), project_dir=str(folder / "tracking")
+                    )
                 accelerator.init_trackers(project)
             except (ImportError, ValueError, OSError) as error:
                 raise ConfigError(

@@ -27,7 +27,7 @@ from finetune.checkpoint import (
     without_prefix,
 )
 from finetune.config import RunConfig
-from finetune.errors import CheckpointError, UserError
+from finetune.errors import CheckpointError, ConfigError, UserError
 from finetune.loss import Objective
 from finetune.method import Method, ParameterGroup
 from finetune.optim import (
@@ -129,6 +129,12 @@ def train(
     # Objects.
     training, accelerator = config.training, Accelerator()
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    if training.batch_size % (training.gradient_accumulation_steps * world):
+        raise ConfigError(
+            f"training.batch_size {training.batch_size} cannot be shared by {world} processes with "
+            f"{training.gradient_accumulation_steps} accumulation steps each; make it a multiple of "
+            f"{world * training.gradient_accumulation_steps}."
+        )
     base.to(device)
     groups = method.parameter_groups(base)
     check_parameter_groups(base, groups)

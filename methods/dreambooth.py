@@ -98,11 +98,11 @@ class DreamBooth(Method):
                 parameter.data = tuned[name]
 
     def detach(self, base: BasePipeline) -> None:
-        """Put the kept weights back."""
-        for name, parameter in self._parameters(base).items():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-            parameter.data = self._original[name]
+        """Put the kept weights back; nothing happens if `prepare` has not been called."""
+        parameters = self._parameters(base)
+        for name, original in self._original.items():
+            parameters[name].requires_grad_(False).grad = None
+            parameters[name].data = original
         self._original.clear()
         base.forget_prompts()
 

@@ -210,6 +210,6 @@ class AutoencoderStage:
     @torch.no_grad()
     def sample(self, path: Path) -> None:
         """Twelve pictures above their reconstructions."""
-        pixels = self.pictures.pixel_values(list(range(0, 36, 3)))
+        pixels = self.pictures.pixel_values(list(range(0, min(36, len(self.pictures.pixels)), 3)))
         decoded = self.vae.decode(self.vae.encode(pixels).latent_dist.mode()).sample
         save_rows([to_uint8(pixels), to_uint8(decoded)], path)

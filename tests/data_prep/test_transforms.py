@@ -282,3 +282,26 @@ def test_pixel_values_round_trip_every_byte() -> None:
 def test_values_outside_the_range_are_clamped() -> None:
     tensor = torch.tensor([-3.0, 0.0, 3.0])[:, None, None].expand(3, 1, 1)
     assert pixels(to_image(tensor)) == [[(0, 128, 255)]]
+
+
+def test_an_embedded_colour_profile_is_converted_to_srgb(tmp_path: Path) -> None:
+    """Swapping red and green in the profile's primaries swaps them in the picture."""
+    from PIL import ImageCms
+
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(profile[128:132], "big")
+    tags = {bytes(profile[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
+    red, green = tags[b"rXYZ"], tags[b"gXYZ"]
+    profile[red + 4 : red + 12], profile[green + 4 : green + 12] = (
+        profile[green + 4 : green + 12],
+        profile[red + 4 : red + 12],
+    )
+    text = bytes(profile).replace("sRGB".encode("utf-16-be"), "xxxx".encode("utf-16-be"))
+    path = tmp_path / "swapped.png"
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(path, icc_profile=text)
+    photo = decode(Record("swapped.png", lambda: Image.open(path), None))
+    assert "colour profile converted to sRGB" in photo.notes
+    red_value, green_value, blue_value = photo.image.getpixel((0, 0))
+    assert green_value > 240
+    assert red_value < 40
+    assert blue_value < 40

@@ -1,0 +1,102 @@
+"""Where a base comes from: folder, Hub cache, single name; and what is refused before weights load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.base import BaseConfig, load_base
+from finetune.errors import ArtifactError
+
+
+def test_local_folder_loads_frozen_in_eval_mode(tiny_base: Any) -> None:
+    for module in tiny_base.modules.values():
+        assert not any(p.requires_grad for p in module.parameters())
+        assert not any(m.training for m in module.modules())
+    assert tiny_base.noise_process.prediction_type == "v_prediction"
+
+
+def test_hub_id_is_found_in_the_local_cache_without_network(
+    tiny_folder: Path, tiny_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout that huggingface_hub keeps on disk, read by its own code, offline."""
+    import huggingface_hub.constants as constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    root = tmp_path / "hub" / "models--someone--tiny-sd"
+    shutil.copytree(tiny_folder, root / "snapshots" / commit)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    base = load_base(BaseConfig(source="someone/tiny-sd"))
+    assert base.fingerprint == tiny_base.fingerprint
+    pinned = load_base(BaseConfig(source="someone/tiny-sd", revision=commit))
+    assert pinned.fingerprint == tiny_base.fingerprint
+    with pytest.raises(ArtifactError, match=r"someone/absent.*could not be had from the Hub"):
+        load_base(BaseConfig(source="someone/absent"))
+
+
+def test_unknown_base_names_the_nearest() -> None:
+    with pytest.raises(ArtifactError, match="no base 'cley'"):
+        load_base(BaseConfig(source="cley"))
+
+
+def test_a_pipeline_of_another_family_is_refused_before_weights_load(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(ArtifactError, match="FluxPipeline"):
+        load_base(BaseConfig(source=str(tmp_path)))
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no readable model_index\.json"):
+        load_base(BaseConfig(source=str(tmp_path)))
+
+
+def test_a_base_without_weights_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    for path in (tmp_path / "base" / "unet").glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_base(BaseConfig(source=str(tmp_path / "base")))
+
+
+@pytest.mark.parametrize("kind", ["dreambooth", "lora", "textual_inversion"])
+def test_trained_parameters_are_float32_over_a_half_precision_base(
+    tiny_folder: Path, run_values: Any, kind: str
+) -> None:
+    from finetune.config import build_run_config
+    from finetune.run import prepare_folder, run_training
+    from methods import load_method
+
+    base = load_base(BaseConfig(source=str(tiny_folder), dtype="bfloat16"))
+    values = run_values(kind, base={"dtype": "bfloat16"}, training={"precision": "bfloat16"})
+    config = build_run_config(values, load_method, "test")
+    method = load_method(kind)(config.method)
+    prepare_folder(config, resume=False, overwrite=False)
+    result = run_training(base, method, config)
+    assert result.loss == result.loss
+    assert {p.dtype for p in base.trainable_parameters().values()} == {torch.float32}
+    method.detach(base)
+    assert base.current_fingerprint() == base.fingerprint
+    assert {p.dtype for p in base.denoiser.parameters()} == {torch.bfloat16}
+
+
+def test_prompts_are_remembered_only_while_the_text_side_is_frozen(tiny_base: Any) -> None:
+    encoder = tiny_base.components.text_encoders["text_encoder"]
+    calls = []
+    hook = encoder.register_forward_hook(lambda *_: calls.append(1))
+    first = tiny_base.encode_prompts(["a dog", "a cat"]).tensors["prompt_embeds"]
+    again = tiny_base.encode_prompts(["a cat", "a dog"]).tensors["prompt_embeds"]
+    assert len(calls) == 1
+    assert torch.equal(first, again.flip(0))
+    next(encoder.parameters()).requires_grad_(True)
+    tiny_base.encode_prompts(["a dog"])
+    tiny_base.encode_prompts(["a dog"])
+    assert len(calls) == 3
+    hook.remove()
