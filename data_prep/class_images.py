@@ -42,18 +42,16 @@ def class_latents(
     }
     key = cache_key(**shapes_them)
     found = cache.get(key)
-    latents = found["latents"] if found is not None else None
-    have = 0 if latents is None else len(latents)
-    if latents is None or have < config.num_images:
-        parts = [] if latents is None else [latents]
-        starts = range(have, config.num_images, config.batch_size)
-        for start in tqdm(starts, desc=f"class pictures ({prompt})", unit="batch", leave=False):
-            count = min(config.batch_size, config.num_images - start)
-            seeds = [config.seed * 1_000_003 + start + index for index in range(count)]
-            parts.append(generate([prompt] * count, seeds).float().cpu())
-        latents = torch.cat(parts)
-        cache.put(
-            key, {"latents": latents}, {name: str(value) for name, value in shapes_them.items()}
-        )
-    latents = latents[: config.num_images]
+    parts = [] if found is None else [found["latents"]]
+    have = sum(len(part) for part in parts)
+    starts = range(have, config.num_images, config.batch_size)
+    description = f"class pictures ({prompt})"
+    for start in tqdm(starts, desc=description, unit="batch", leave=False, disable=not starts):
+        count = min(config.batch_size, config.num_images - start)
+        seeds = [config.seed * 1_000_003 + start + index for index in range(count)]
+        parts.append(generate([prompt] * count, seeds).float().cpu())
+        # Kept after every batch: an interrupted job goes on where it was.
+        metadata = {name: str(value) for name, value in shapes_them.items()}
+        cache.put(key, {"latents": torch.cat(parts)}, metadata)
+    latents = torch.cat(parts)[: config.num_images]
     return Moments(latents, torch.zeros_like(latents))

@@ -22,14 +22,14 @@ class DataConfig(Section):
     image_column: str = "image"
     """Column of pictures, for datasets."""
     caption_column: str | None = None
-    """Column or metadata key of captions; null uses `prompt` for every photo. A caption may hold
-    `{subject}`."""
+    """Column or metadata key of captions. A caption should hold `{subject}`. Null takes a `.txt` beside
+    the picture, else `prompt`."""
     class_noun: str | None = None
     """What the subject is, in one or two words: "dog", "coffee mug"."""
     prompt: str = "a photo of a {subject}"
     """Caption of photos that have none of their own. `{subject}` becomes the method's phrase for
     the subject ("sks dog"), `{class}` the class noun."""
-    size: int | None = Field(None, ge=8)
+    size: int | None = Field(None, ge=8, multiple_of=8)
     """Side in pixels of the square that photos are resized and cropped to; null takes the base's."""
     crop: Literal["center", "random"] = "center"
     """Which part of a photo that is not square is kept; `random` draws one of nine positions."""

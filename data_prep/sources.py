@@ -129,7 +129,7 @@ def _from_dataset(source: str, config: DataConfig) -> list[Record]:
     try:
         read = datasets.load_from_disk if _is_saved(Path(source)) else datasets.load_dataset
         loaded = read(source)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"data.photos: '{source}' is no folder here and could not be read as a dataset: {reason}"

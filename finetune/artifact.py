@@ -36,8 +36,8 @@ class Artifact:
     class_noun: str | None
     subject: str
     """What stands for the subject in prompts."""
-    base_source: str
-    base_revision: str | None
+    base: dict[str, Any]
+    """The configuration of the base it was trained on."""
     base_fingerprint: str
     components: tuple[str, ...]
     """Networks that differ from the base, for the format "pipeline"."""
@@ -59,8 +59,7 @@ def save_artifact(base: BasePipeline, method: Method, config: RunConfig, folder:
         method=config.method.model_dump(mode="json"),
         class_noun=config.data.class_noun,
         subject=method.subject_phrase(config.data.class_noun or ""),
-        base_source=config.base.source,
-        base_revision=config.base.revision,
+        base=config.base.model_dump(mode="json"),
         base_fingerprint=base.fingerprint,
         components=requirements.trainable_components,
         size=config.data.size or base.family.default_size(base.components),
@@ -97,7 +96,7 @@ def read_artifact(folder: Path) -> Artifact:
         raise ArtifactError(f"{folder / NOTE} cannot be read: {error}") from error
 
 
-def read_state(folder: Path, artifact: Artifact) -> dict[str, Tensor]:
+def read_state(folder: Path, artifact: Artifact, base: BasePipeline) -> dict[str, Tensor]:
     """An artifact's weights under the keys of `Method.state_dict`. Raises `ArtifactError`."""
     try:
         if artifact.format != "pipeline":
@@ -105,7 +104,11 @@ def read_state(folder: Path, artifact: Artifact) -> dict[str, Tensor]:
         state = {}
         for component in artifact.components:
             (path,) = sorted((folder / component).glob("*.safetensors"))
-            state.update({f"{component}.{k}": v for k, v in load_file(path).items()})
+            names = base.modules[component].state_dict()
+            for key, value in load_file(path).items():
+                # transformers writes the prefix back if the base's own file had it
+                name = key if key in names else key.removeprefix("text_model.")
+                state[f"{component}.{name}"] = value
         return state
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise ArtifactError(
@@ -118,13 +121,13 @@ def attach(base: BasePipeline, method: Method, folder: Path, artifact: Artifact)
     """Put an artifact onto a base: prepares `method` and loads its state, or leaves the base alone."""
     if artifact.base_fingerprint != base.fingerprint:
         raise ArtifactError(
-            f"{folder} was trained on the base {artifact.base_source} "
+            f"{folder} was trained on the base {artifact.base['source']} "
             f"({artifact.base_fingerprint[:8]}), this base is {base.source} ({base.fingerprint[:8]})."
         )
-    state = read_state(folder, artifact)
+    state = read_state(folder, artifact, base)
     method.subject_phrase(artifact.class_noun or "")
-    method.prepare(base)
     try:
+        method.prepare(base)
         method.load_state_dict(base, state)
     except BaseException:
         method.detach(base)

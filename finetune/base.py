@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from jaxtyping import Float, Int
 from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from data_prep.batch import Batch, Moments
@@ -149,6 +150,12 @@ class BasePipeline:
         """The denoiser's native output."""
         return self.family.denoise(self.components, noisy_latents, timesteps, conditioning, batch)
 
+    def mixed_precision(self) -> torch.autocast:
+        """Bridges float32 parts and a half-precision base; off where all weights share a dtype."""
+        dtypes = {p.dtype for module in self.modules.values() for p in module.parameters()}
+        low = min(dtypes, key=lambda dtype: dtype.itemsize)
+        return torch.autocast(self.device.type, low, enabled=len(dtypes) > 1, cache_enabled=False)
+
     def pipeline(self) -> DiffusionPipeline:
         """A diffusers pipeline over the same networks."""
         return self.family.pipeline(self.components)
@@ -163,8 +170,12 @@ def load_base(config: BaseConfig) -> BasePipeline:
     path = resolve_base(config.source, revision=config.revision)
     dtype = DTYPES[config.dtype]
     if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ArtifactError(
+                f"{path} is no .safetensors file; files of other kinds can run code when they are read. "
+                "Convert it, or give a diffusers folder."
+            )
         family = find_family({"_class_name": "StableDiffusionPipeline"}, config.source)
-        components = family.load_single_file(path, config=config.single_file_config, dtype=dtype)
     else:
         try:
             model_index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
@@ -174,10 +185,15 @@ def load_base(config: BaseConfig) -> BasePipeline:
                 "Give a diffusers folder, a Hub id or a single .safetensors file as base.source."
             ) from error
         family = find_family(model_index, config.source)
-        try:
+    try:
+        if path.is_file():
+            components = family.load_single_file(
+                path, config=config.single_file_config, dtype=dtype
+            )
+        else:
             components = family.load(path, dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
-            raise ArtifactError(f"The base {config.source} cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(f"The base {config.source} cannot be read: {error}") from error
     base = BasePipeline(family, components, config.source, "")
     base.fingerprint = base.current_fingerprint()
     return base

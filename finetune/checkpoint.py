@@ -45,11 +45,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     An existing `target` is replaced only then. A full disk or a failed write becomes a
     `CheckpointError` that names the folder; what was there before is untouched.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():

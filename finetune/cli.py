@@ -5,7 +5,9 @@ Heavy imports stand inside the commands, so that `finetune --help` answers at on
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -32,6 +34,8 @@ list_app = typer.Typer(help="Show what there is.", no_args_is_help=True)
 app.add_typer(clay_app, name="clay")
 app.add_typer(list_app, name="list")
 
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR}
+
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP007, UP045 - typer reads this form
     typer.Argument(metavar="[section.key=value]...", help="Changes to the configuration."),
@@ -49,11 +53,21 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        # Libraries remark on optional packages that are not used here.
+        for library in ("TRANSFORMERS", "DIFFUSERS"):
+            os.environ.setdefault(f"{library}_VERBOSITY", "error")
         try:
             _check_our_methods()
             command(*args, **kwargs)
         except UserError as error:
             _fail(str(error))
+        except OSError as error:
+            if error.errno not in _CANNOT_WRITE:
+                raise
+            _fail(
+                f"{error.filename or 'A file'} could not be written: {error.strerror}. Free some space "
+                "or choose another folder."
+            )
         except KeyboardInterrupt:
             _fail("Stopped.")
 
@@ -70,11 +84,18 @@ def _check_our_methods() -> None:
         )
 
 
+def _config_path(path: Path) -> Path:
+    """`path`, or the shipped configuration of that name where there is no such file."""
+    if not path.exists() and path.parts[:1] == ("configs",):
+        return config_folder().joinpath(*path.parts[1:])
+    return path
+
+
 def _run_config(path: Path, overrides: list[str] | None) -> Any:
     from finetune.config import apply_overrides, build_run_config, read_yaml
     from methods import load_method
 
-    values = apply_overrides(read_yaml(path), overrides or [])
+    values = apply_overrides(read_yaml(_config_path(path)), overrides or [])
     return build_run_config(values, load_method, str(path))
 
 
@@ -114,11 +135,14 @@ def train(
         overrides = [*(overrides or []), f"output={json.dumps(str(resume))}"]
     run = _run_config(source, overrides)
     method = load_method(run.method.kind)(run.method)
-    _warn_about_identifier(run)
+    _check_identifier(run)
     check_folder(run, resume=resume is not None, overwrite=overwrite)
+    if resume is not None and (run.output / "artifact" / "artifact.json").is_file():
+        typer.echo(f"{resume} is finished already; its artifact is in {resume}/artifact.")
+        return
     base = load_base(run.base)
     check_family(method, base, run.method.kind)
-    _warn_about_known_word(base, run)
+    _warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.
     data = prepare_training(base, method, run)
     prepare_folder(run, resume=resume is not None, overwrite=overwrite)
@@ -140,7 +164,7 @@ def _identifier(run: Any) -> str | None:
     return identifier
 
 
-def _warn_about_identifier(run: Any) -> None:
+def _check_identifier(run: Any) -> None:
     identifier = _identifier(run)
     if identifier is not None and identifier == run.data.class_noun:
         raise UserError(
@@ -149,14 +173,14 @@ def _warn_about_identifier(run: Any) -> None:
         )
 
 
-def _warn_about_known_word(base: Any, run: Any) -> None:
+def _warn_about_known_word(method: Any, run: Any) -> None:
     from finetune.words import is_common_word
 
-    identifier = _identifier(run)
-    if identifier is not None and is_common_word(identifier):
+    tokens = [*method.requirements().placeholder_tokens[:1], *filter(None, [_identifier(run)])]
+    for token in filter(is_common_word, tokens):
         typer.secho(
-            f"Warning: method.identifier '{identifier}' is a common word; the base already means "
-            "something by it, which the subject has to fight. A rare token such as sks learns better.",
+            f"Warning: '{token}' is a common word; the base already means something by it, which the "
+            "subject has to fight. A rare token such as sks learns better.",
             err=True,
             fg=typer.colors.YELLOW,
         )
@@ -204,6 +228,7 @@ def generate(
     from finetune.config import validate
     from finetune.generate import SamplingConfig, labelled_grid
     from finetune.generate import generate as make
+    from finetune.train import training_device
     from methods import load_method
 
     templates = list(prompt or [])
@@ -231,7 +256,11 @@ def generate(
     found = [(path, find_artifact(path)) for path in artifacts]
     notes = [(path, folder, read_artifact(folder)) for path, folder in found]
     first = notes[0][2]
-    base = load_base(BaseConfig(source=first.base_source, revision=first.base_revision))
+    for path, _, note in notes:
+        if note.base_fingerprint != first.base_fingerprint:
+            raise UserError(f"{path} and {notes[0][0]} were trained on different bases.")
+    base = load_base(validate(BaseConfig, first.base, f"The base in {notes[0][1]}/artifact.json"))
+    base.to(training_device())
     rows = []
     names = _distinct_names(artifacts)
     for name, (_, folder, note) in zip(names, notes, strict=True):
@@ -248,8 +277,8 @@ def generate(
                 for _ in range(num_images)
             ]
             seeds = [seed + index for _ in templates for index in range(num_images)]
-            settings = sampling.model_copy(update={"size": note.size})
-            images = make(base, filled, seeds, settings, show_progress=True)
+            sized = sampling.model_copy(update={"size": note.size})
+            images = make(base, filled, seeds, sized, show_progress=True)
         finally:
             method.detach(base)
         target = output / name if len(notes) > 1 else output
@@ -287,9 +316,13 @@ def compare(
     from methods import load_method
 
     settings = validate(
-        CompareConfig, apply_overrides(read_yaml(config), overrides or []), str(config)
+        CompareConfig,
+        apply_overrides(read_yaml(_config_path(config)), overrides or []),
+        str(config),
     )
-    method_configs(settings, load_method)
+    for run in method_configs(settings, load_method).values():
+        _check_identifier(run)
+        _warn_about_known_word(load_method(run.method.kind)(run.method), run)
     if (settings.output / "results.json").exists() and not overwrite:
         raise CheckpointError(
             f"{settings.output} holds a comparison. Replace it with --overwrite or choose another "
@@ -411,7 +444,9 @@ def pretrain(
     if stage not in (*STAGES, "all"):
         raise UserError(f"--stage: '{stage}' is not one of {', '.join(STAGES)}, all.")
     recipe = validate(
-        PretrainConfig, apply_overrides(read_yaml(config), overrides or []), str(config)
+        PretrainConfig,
+        apply_overrides(read_yaml(_config_path(config)), overrides or []),
+        str(config),
     )
     stages = STAGES if stage == "all" else (stage,)
     run_stages(recipe, stages, max_minutes=max_minutes, announce=typer.echo)

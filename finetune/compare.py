@@ -34,6 +34,7 @@ from finetune.run import (
     prepare_training,
     run_training,
 )
+from finetune.train import training_device
 
 BASE_ROW = "frozen base"
 
@@ -75,7 +76,8 @@ class Comparison:
     columns: list[str]
     rows: list[Row]
     scorer: str
-    real_similarity: float
+    real_similarity: float | None
+    """None where there is a single photo."""
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,6 +101,10 @@ def method_configs(config: CompareConfig, load_method: MethodLoader) -> dict[str
     for name, sections in config.methods.items():
         if name == BASE_ROW or "/" in name:
             raise ConfigError(f"methods.{name}: choose another name for this row.")
+        for key in sorted({"base", "data", "output"} & {*config.shared, *sections}):
+            raise ConfigError(f"methods.{name}: set {key} for the whole comparison, at the top.")
+        if "sampling" in sections:
+            raise ConfigError(f"methods.{name}: set sampling for all rows, under shared.")
         values = merge(config.shared, sections)
         common = config.model_dump(mode="json", include={"base", "data"})
         values = merge(common, values)
@@ -175,6 +181,7 @@ def compare(
         for t in templates
     ]
     sampling = next(iter(configs.values())).sampling
+    sampling = sampling.model_copy(update={"size": sampling.size or size})
 
     def finish(name: str, subject: str) -> Row:
         images = row_pictures(base, config, sampling, subject)
@@ -185,17 +192,25 @@ def compare(
             images=images,
         )
 
+    for name, run in configs.items():  # mistakes come out before anything is trained
+        check_folder(run, resume=False, overwrite=overwrite)
+        methods[name].subject_phrase(class_noun)
+        try:
+            methods[name].prepare(base)
+        finally:
+            methods[name].detach(base)
+    base.to(training_device())
     announce(f"{BASE_ROW}: pictures of the class, for reference")
     rows = [finish(BASE_ROW, class_noun)]
     for name, run in configs.items():
         announce(f"{name}: {run.training.num_steps} steps on {len(photos)} photos")
         method = methods[name]
-        check_folder(run, resume=False, overwrite=overwrite)
         try:
             data = prepare_training(base, method, run)
             prepare_folder(run, resume=False, overwrite=overwrite)
             result = run_training(base, method, run, data=data, name=name)
             if not result.finished:
+                announce(f"{name} stopped: finetune train --resume {run.output} goes on with it.")
                 raise KeyboardInterrupt
             row = finish(name, method.subject_phrase(class_noun))
         finally:

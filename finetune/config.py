@@ -38,7 +38,8 @@ class TrainingConfig(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the networks' arithmetic (autocast); trained weights stay float32."""
     checkpoint_every: int | None = Field(None, gt=0)
-    """Optimizer steps between checkpoints; null writes one only when a run is interrupted."""
+    """Optimizer steps between checkpoints; null keeps one only of an
+    interrupted run."""
 
     @model_validator(mode="after")
     def _divides(self) -> TrainingConfig:
@@ -93,6 +94,14 @@ class RunConfig(Section):
     """Trackers."""
     output: Path = Path("runs/run")
     """The run folder."""
+
+    @model_validator(mode="after")
+    def _no_half_gradients(self) -> RunConfig:
+        if self.base.dtype == "float16":
+            raise ValueError(
+                "base.dtype float16 loses small gradients; train with bfloat16 or float32"
+            )
+        return self
 
     @model_validator(mode="after")
     def _prior_has_a_class(self) -> RunConfig:

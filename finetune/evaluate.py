@@ -74,8 +74,13 @@ def subject_similarity(generated: Embeddings, real: Embeddings) -> Float[Tensor,
     return (generated @ real.T).mean(1)
 
 
-def real_similarity(real: Embeddings) -> float:
-    """Mean cosine over pairs of different real pictures: the ceiling of `subject_similarity`."""
+def real_similarity(real: Embeddings) -> float | None:
+    """Mean cosine over pairs of different real pictures: the ceiling of `subject_similarity`.
+
+    None where there are no two pictures.
+    """
+    if len(real) < 2:
+        return None
     similarity = real @ real.T
     count = len(real)
     return float((similarity.sum() - similarity.diagonal().sum()) / (count * (count - 1)))

@@ -38,7 +38,7 @@ class SamplingConfig(Section):
     """What pictures are steered away from."""
     batch_size: int = Field(8, gt=0)
     """Pictures made at a time; it does not change them."""
-    size: int | None = Field(None, ge=8)
+    size: int | None = Field(None, ge=8, multiple_of=8)
     """Side in pixels; null takes the base's."""
 
 
@@ -77,7 +77,7 @@ def generate_latents(
     reference = next(base.denoiser.parameters())
     finished = []
     starts = range(0, len(prompts), sampling.batch_size)
-    with evaluation_mode(base):
+    with evaluation_mode(base), base.mixed_precision():
         for start in tqdm(starts, desc="pictures", unit="batch", disable=not show_progress):
             chosen = list(prompts[start : start + sampling.batch_size])
             generators = [

@@ -94,13 +94,13 @@ class Objective:
     ) -> Float[Tensor, " batch"]:
         """Weighted mean squared error of each sample (Ho et al. 2020, eq. 14; Hang et al. 2023)."""
         draws, process = Draws(self.seed, batch), base.noise_process
-        latents = batch.moments.sample(draws.normal("posterior"))
-        noise = draws.normal("noise")
+        latents = batch.moments.sample(draws.normal("posterior")).to(base.device)
+        noise = draws.normal("noise").to(base.device)
         timesteps = process.timesteps_from_uniform(draws.uniform("timesteps")).to(latents.device)
         noisy_latents = process.add_noise(latents, noise, timesteps)
         target = process.target(latents, noise, timesteps)
         if self.match_base and frozen is not None and bool(batch.is_class.any()):
-            rows = batch.is_class.nonzero()[:, 0]
+            rows = batch.is_class.nonzero()[:, 0].to(base.device)
             prompts = [batch.prompts[row] for row in rows.tolist()]
             with torch.no_grad(), frozen(base):
                 answer = base.denoise(

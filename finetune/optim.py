@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from data_prep.config import Section
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 ScheduleName = Literal["constant", "linear", "cosine"]
 
 
 class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule. Learning rates belong to the method's parameter groups."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of AdamW's two moment estimates (Loshchilov & Hutter 2019)."""
     eps: float = Field(1e-8, gt=0)
     """Added to the denominator of AdamW's update."""

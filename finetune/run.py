@@ -29,7 +29,7 @@ from finetune.errors import ArtifactError, CheckpointError
 from finetune.generate import SamplingConfig, generate, generate_latents, labelled_grid
 from finetune.method import Method
 from finetune.seeding import derive_seed
-from finetune.train import TrainResult, train
+from finetune.train import TrainResult, train, training_device
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "safetensors")
 
@@ -173,8 +173,20 @@ def build_data(base: BasePipeline, method: Method, config: RunConfig) -> Trainin
     )
 
 
+def sample_prompts(method: Method, config: RunConfig) -> list[str]:
+    """Prompts of the sample grids. Raises `DataError` for an unknown placeholder."""
+    subject = method.subject_phrase(config.data.class_noun or "")
+    class_noun = config.data.class_noun or "subject"
+    return [
+        fill_template(template, subject=subject, class_noun=class_noun, field="samples.prompts")
+        for template in config.samples.prompts
+    ]
+
+
 def prepare_training(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
     """What a run trains on, with `method` attached; mistakes in photos and settings come out here."""
+    base.to(training_device())
+    sample_prompts(method, config)
     data = build_data(base, method, config)
     # Adapters draw their first weights from the global generator.
     torch.manual_seed(derive_seed(config.training.seed, "prepare"))
@@ -202,15 +214,11 @@ def run_training(
     environment = json.dumps(_environment(base), indent=1)
     (run.path / "environment.json").write_text(environment, encoding="utf-8")
 
+    prompts = sample_prompts(method, config)
+    sampling = config.sampling.model_copy(update={"size": config.sampling.size or config.data.size})
+
     def sample(step: int) -> None:
-        subject = method.subject_phrase(config.data.class_noun or "")
-        prompts = [
-            fill_template(
-                p, subject=subject, class_noun=config.data.class_noun or "subject", field="samples"
-            )
-            for p in config.samples.prompts
-        ]
-        images = generate(base, prompts, [0] * len(prompts), config.sampling)
+        images = generate(base, prompts, [0] * len(prompts), sampling)
         (run.path / "samples").mkdir(exist_ok=True)
         grid = labelled_grid([(f"step {step}", images)], prompts)
         grid.save(run.path / "samples" / f"step-{step:06d}.png")
@@ -227,4 +235,6 @@ def run_training(
     )
     if result.finished:
         save_artifact(base, method, config, run.artifact)
+        if config.training.checkpoint_every is None:  # was kept only until the artifact is safe
+            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return result

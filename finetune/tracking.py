@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,14 @@ from accelerate import Accelerator
 from finetune.errors import ConfigError
 
 _log = logging.getLogger(__name__)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinite for one torn by a crash."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class Tracker:
@@ -32,7 +41,7 @@ class Tracker:
                         log_with=list(trackers), project_dir=str(folder / "tracking")
                     )
                 accelerator.init_trackers(project)
-            except (ImportError, ValueError, OSError) as error:
+            except Exception as error:  # whatever a tracker raises
                 raise ConfigError(
                     f"tracking.trackers: {', '.join(trackers)} could not be started ({error}). Install "
                     "the package (pip install 'finetune-subject[tensorboard]') or leave it out."
@@ -49,7 +58,7 @@ class Tracker:
         if not self.path.is_file():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.strip() and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if _step_of(line) <= step]
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -66,4 +75,7 @@ class Tracker:
     def close(self) -> None:
         """Let trackers finish."""
         if self._accelerator is not None:
-            self._accelerator.end_training()
+            try:
+                self._accelerator.end_training()
+            except Exception:  # as in log()
+                _log.warning("A tracker could not finish.", exc_info=True)

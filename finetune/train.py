@@ -94,6 +94,12 @@ def data_fingerprint(data: TrainingData) -> str:
     return digest.hexdigest()
 
 
+def training_device() -> torch.device:
+    """Where this process works: its accelerator if it has one."""
+    device: torch.device = Accelerator().device
+    return device
+
+
 def check_parameter_groups(base: BasePipeline, groups: list[ParameterGroup]) -> None:
     """Raise `RuntimeError` unless the groups hold exactly the trainable parameters of the base."""
     grouped = {name: p for group in groups for name, p in group.parameters.items()}
@@ -174,7 +180,11 @@ def train(
             step = int(state["step"])
     tracker.rewind(step)
 
+    saved = step
+
     def save() -> None:
+        nonlocal saved
+        saved = step
         if accelerator.is_main_process:
             state = with_prefix("method", method.state_dict(base))
             statistics = with_prefix("optimizer", optimizer_tensors(optimizer))
@@ -182,7 +192,15 @@ def train(
 
     # Loop.
     num_micro = training.gradient_accumulation_steps * world
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
+    # No cache of casts: the base-prediction prior swaps weights under the same parameters.
+    autocast = torch.autocast(
+        device.type,
+        torch.bfloat16,
+        enabled=training.precision == "bfloat16",
+        cache_enabled=False,
+    )
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     started, peak, non_finite, losses = time.monotonic(), 0, 0, []
     bar = tqdm(
         total=training.num_steps,
@@ -241,7 +259,7 @@ def train(
                 on_sample(step)
     seconds = time.monotonic() - started
     finished = step >= training.num_steps
-    if not finished:
+    if step > saved:
         save()
     tracker.close()
     recent = losses[-max(1, len(losses) // 10) :]

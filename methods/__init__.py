@@ -41,7 +41,7 @@ def load_method(kind: str) -> Any:
     module_name, _, class_name = known[kind].partition(":")
     try:
         return getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a foreign module raises
         raise ConfigError(
             f"method.kind: the method '{kind}' ({known[kind]}) cannot be imported: {error}. "
             "Reinstall or remove the package that provides it."

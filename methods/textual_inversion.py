@@ -29,7 +29,7 @@ class TextualInversionConfig(MethodConfig):
     """The new word. Prompts hold it where they mean the subject."""
     initializer_token: str | None = None
     """An existing word of one token whose embedding the new rows start from; null takes the class
-    noun."""
+    noun (of "coffee mug" the last word)."""
     num_vectors: int = Field(1, gt=0, le=64)
     """Tokens that the new word stands for; more catch more detail and obey prompts less."""
 
@@ -64,7 +64,8 @@ class TextualInversion(Method):
 
     def prepare(self, base: BasePipeline) -> None:
         """Add the tokens; their rows are the only trainable parameters."""
-        initializer = self.config.initializer_token or self._class_noun
+        noun = (self._class_noun or "").split()
+        initializer = self.config.initializer_token or (noun[-1] if noun else None)
         if initializer is None:
             raise ConfigError(
                 "method.initializer_token: neither it nor data.class_noun is set; name a word that "
@@ -87,7 +88,8 @@ class TextualInversion(Method):
     def parameter_groups(self, base: BasePipeline) -> list[ParameterGroup]:
         """The new rows."""
         config = self.config
-        parameters = base.trainable_parameters()
+        rows = self._rows()
+        parameters = {n: p for n, p in base.trainable_parameters().items() if p is rows}
         return [ParameterGroup("new_rows", parameters, config.learning_rate, config.weight_decay)]
 
     @contextlib.contextmanager

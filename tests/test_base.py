@@ -66,16 +66,17 @@ def test_a_base_without_weights_is_refused(tiny_folder: Path, tmp_path: Path) ->
         load_base(BaseConfig(source=str(tmp_path / "base")))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["dreambooth", "lora", "textual_inversion"])
 def test_trained_parameters_are_float32_over_a_half_precision_base(
-    tiny_folder: Path, run_values: Any, kind: str
+    tiny_folder: Path, run_values: Any, kind: str, precision: str
 ) -> None:
     from finetune.config import build_run_config
     from finetune.run import prepare_folder, run_training
     from methods import load_method
 
     base = load_base(BaseConfig(source=str(tiny_folder), dtype="bfloat16"))
-    values = run_values(kind, base={"dtype": "bfloat16"}, training={"precision": "bfloat16"})
+    values = run_values(kind, base={"dtype": "bfloat16"}, training={"precision": precision})
     config = build_run_config(values, load_method, "test")
     method = load_method(kind)(config.method)
     prepare_folder(config, resume=False, overwrite=False)

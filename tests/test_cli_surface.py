@@ -304,7 +304,7 @@ def test_unknown_stage(tmp_path: Path) -> None:
 def test_common_word_as_identifier_is_a_warning(write_config: WriteConfig, tmp_path: Path) -> None:
     result = invoke("train", write_config(), "method.identifier=house")
     assert result.exit_code == 0, result.output
-    assert "Warning: method.identifier 'house' is a common word" in result.stderr
+    assert "Warning: 'house' is a common word" in result.stderr
     assert (tmp_path / "run" / "artifact" / "artifact.json").is_file()
 
 

@@ -11,6 +11,15 @@ SCORER = "clay-clip"
 """Folder of the embedded CLIP model that scores pictures."""
 
 
+_WANTED = ["model_index.json", "scheduler/*.json", "tokenizer*/*.json", "tokenizer*/*.txt"] + [
+    f"{folder}/*.{suffix}"
+    for folder in ("text_encoder", "unet", "vae")
+    for suffix in ("json", "safetensors")
+]
+_UNWANTED = ["*fp16*", "*non_ema*"]
+"""What a pipeline folder is read from; repositories hold several times as much."""
+
+
 def embedded_bases() -> dict[str, Path]:
     """Name -> folder of every base that comes with the package."""
     return {path.parent.name: path.parent for path in sorted(EMBEDDED.glob("*/model_index.json"))}
@@ -36,10 +45,10 @@ def resolve_base(source: str, *, revision: str | None = None) -> Path:
 
     try:
         folder = snapshot_download(
-            source, revision=revision, allow_patterns=["*.json", "*.txt", "*.safetensors"]
+            source, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArtifactError(
             f"The base '{source}' could not be had from the Hub: {reason} Check the id and the "
             "connection, or give a local diffusers folder as base.source."

@@ -18,6 +18,7 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from data_prep.batch import Batch, Moments
 from finetune.diffusion import DiscreteDiffusion
@@ -42,6 +43,7 @@ class StableDiffusion(ModelFamily):
         def network(loader: Any, folder: str) -> Any:
             return loader.from_pretrained(source / folder, torch_dtype=dtype, use_safetensors=True)
 
+        transformers_logging.disable_progress_bar()  # for a second's work
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch_dtype.*deprecated.*")
             components = Components(
@@ -120,9 +122,11 @@ class StableDiffusion(ModelFamily):
         conditioning: Conditioning,
         batch: Batch,
     ) -> Float[Tensor, "batch channels height width"]:
-        """One call of the U-Net."""
+        """One call of the U-Net, in the precision of its weights."""
+        dtype = components.denoiser.dtype
+        prompt_embeds = conditioning.tensors["prompt_embeds"].to(dtype)
         output: Tensor = components.denoiser(
-            noisy_latents, timesteps, conditioning.tensors["prompt_embeds"], return_dict=False
+            noisy_latents.to(dtype), timesteps, prompt_embeds, return_dict=False
         )[0]
         return output
 

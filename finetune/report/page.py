@@ -53,19 +53,21 @@ def verdict(comparison: Comparison) -> list[str]:
             score = other.scores[name]
             return score.high < first.low if largest else score.low > first.high
 
-        ties = [row.name for row in ranked[1:] if not apart(row)]
+        num_pictures = comparison.settings["num_images"] * (
+            1 if name == "class_to_subject" else len(comparison.columns) - 1
+        )
+        ties = [row.name for row in ranked[1:] if num_pictures < 3 or not apart(row)]
         if ties:
             sentences.append(
                 f"Which one {question}: cannot tell {ranked[0].name} from {', '.join(ties)}; their "
-                "intervals overlap."
+                f"intervals over {num_pictures} pictures overlap."
             )
         else:
             sentences.append(f"{ranked[0].name} {question} ({_score(first)}).")
-    floor = base.scores["subject"].mean
-    sentences.append(
-        f"For scale: the frozen base scores {floor:.3f} on the subject, the photos among themselves "
-        f"{comparison.real_similarity:.3f}."
-    )
+    scale = f"For scale: the frozen base scores {base.scores['subject'].mean:.3f} on the subject"
+    if comparison.real_similarity is not None:
+        scale += f", the photos among themselves {comparison.real_similarity:.3f}"
+    sentences.append(scale + ".")
     return sentences
 
 
