@@ -1,0 +1,146 @@
+"""The embedded base as it is shipped: a plain diffusers pipeline that answers to its captions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from data_prep.clay.world import CLASSES, PLACES, with_article
+from finetune.base import BaseConfig, load_base
+from finetune.bases import embedded_bases
+from finetune.evaluate import ClipScorer, real_similarity, zero_shot
+from finetune.generate import SamplingConfig, generate
+
+ROOT = Path(__file__).resolve().parents[1]
+SUBJECTS = sorted(path.name for path in (ROOT / "examples" / "subjects").iterdir())
+
+
+@pytest.fixture(scope="module")
+def clay() -> Any:
+    return load_base(BaseConfig(source="clay"))
+
+
+@pytest.fixture(scope="module")
+def scorer() -> ClipScorer:
+    return ClipScorer.load()
+
+
+def test_weights_are_half_precision_files_of_at_most_80_megabytes() -> None:
+    from safetensors import safe_open
+
+    folder = embedded_bases()["clay"]
+    scorer_folder = folder.parent / "clay-clip"
+    files = [*folder.rglob("*.safetensors"), *scorer_folder.rglob("*.safetensors")]
+    assert sum(path.stat().st_size for path in files) <= 80_000_000
+    for path in files:
+        with safe_open(path, "pt") as content:
+            kinds = {content.get_slice(key).get_dtype() for key in content.keys()}  # noqa: SIM118
+        assert "F32" not in kinds, path
+
+
+def test_a_plain_diffusers_load_gives_a_working_float32_pipeline() -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(embedded_bases()["clay"])
+    pipe.set_progress_bar_config(disable=True)
+    for name in ("unet", "vae", "text_encoder"):
+        assert {p.dtype for p in getattr(pipe, name).parameters()} == {torch.float32}, name
+    picture = pipe("a photo of a red car on the beach", num_inference_steps=2).images[0]
+    assert picture.size == (128, 128)
+
+
+def test_the_rare_token_is_one_token() -> None:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(embedded_bases()["clay"] / "tokenizer")
+    assert tokenizer.tokenize("a sks dog") == ["a</w>", "sks</w>", "dog</w>"]
+
+
+def test_pictures_answer_to_the_place(clay: Any, scorer: ClipScorer) -> None:
+    prompts = [f"a photo of a car {place}" for place in PLACES]
+    sampling = SamplingConfig(num_steps=20, batch_size=10)
+    images = generate(clay, prompts, list(range(len(PLACES))), sampling)
+    told = zero_shot(scorer.embed_images(images), scorer.embed_texts(prompts))
+    assert int((told == torch.arange(len(PLACES))).sum()) >= 7
+
+
+def test_scorer_tells_the_example_subjects_classes(scorer: ClipScorer) -> None:
+    captions = scorer.embed_texts([f"a photo of {with_article(noun)}" for noun in CLASSES])
+    right = total = 0
+    for name in SUBJECTS:
+        folder = ROOT / "examples" / "subjects" / name
+        rows = [json.loads(x) for x in (folder / "metadata.jsonl").read_text().splitlines()]
+        assert len(rows) == 5
+        assert len(list((folder / "held_out").glob("*.jpg"))) == 8
+        images = [Image.open(path) for path in sorted(folder.rglob("*.jpg"))]
+        told = zero_shot(scorer.embed_images(images), captions)
+        right += int((told == CLASSES.index(rows[0]["identity"]["class_noun"])).sum())
+        total += len(images)
+    assert right / total >= 0.7
+
+
+def test_views_of_a_subject_are_nearer_to_each_other_than_to_other_subjects(
+    scorer: ClipScorer,
+) -> None:
+    views = {}
+    for name in SUBJECTS:
+        folder = ROOT / "examples" / "subjects" / name / "held_out"
+        views[name] = scorer.embed_images([Image.open(p) for p in sorted(folder.glob("*.jpg"))])
+    for name, mine in views.items():
+        for other, theirs in views.items():
+            if other != name:
+                assert real_similarity(mine) > float((mine @ theirs.T).mean()) + 0.1, (name, other)
+
+
+@pytest.mark.slow
+def test_comparison_end_to_end(clay: Any, tmp_path: Path) -> None:
+    """The whole chain on the real base with a token budget: every file is there and consistent."""
+    from finetune.compare import compare, save_comparison
+    from finetune.config import CompareConfig, apply_overrides, read_yaml, validate
+    from finetune.report import write_page
+    from methods import load_method
+
+    values = apply_overrides(
+        read_yaml(ROOT / "configs" / "clay" / "compare.yaml"),
+        [
+            f"data.photos={ROOT / 'examples' / 'subjects' / 'dog'}",
+            "shared.training.num_steps=2",
+            "shared.sampling.num_steps=2",
+            "methods.dreambooth.prior.num_images=2",
+            "methods.dreambooth.prior.num_steps=2",
+            "methods.lora.prior.num_images=2",
+            "methods.lora.prior.num_steps=2",
+            "num_images=2",
+            f"output={tmp_path / 'out'}",
+        ],
+    )
+    config = validate(CompareConfig, values, "test")
+    result = compare(config, clay, load_method, announce=lambda text: None)
+    paths = save_comparison(result, config.output)
+    write_page(result, config.output / "report.html")
+    stored = json.loads(paths["results"].read_text())
+    assert [row["name"] for row in stored["rows"]] == ["frozen base", *config.methods]
+    assert len(stored["columns"]) == len(config.prompts) + 1
+    for row in stored["rows"]:
+        for score in row["scores"].values():
+            assert score["low"] <= score["mean"] <= score["high"]
+    for row in stored["rows"][1:]:
+        assert row["num_steps"] == 2
+        assert row["artifact_bytes"] > 0
+    by_name = {row["name"]: row for row in stored["rows"]}
+    assert by_name["textual_inversion"]["artifact_bytes"] <= 20_000
+    assert by_name["lora"]["artifact_bytes"] <= 3_000_000
+    with Image.open(paths["grid"]) as grid:
+        width, height = grid.size
+    assert width > 6 * 128
+    assert height > 5 * 128
+    page = (config.output / "report.html").read_text("utf-8")
+    assert "<script" not in page
+    assert "http" not in page.split("</style>")[1].split("<h2>Settings")[0]
+    assert page.count("<img") >= len(stored["rows"]) * len(stored["columns"])
+    assert clay.current_fingerprint() == clay.fingerprint
