@@ -91,12 +91,17 @@ def _config_path(path: Path) -> Path:
     return path
 
 
+def _config_values(path: Path, overrides: list[str] | None) -> dict[str, Any]:
+    from finetune.config import apply_overrides, read_yaml
+
+    return apply_overrides(read_yaml(_config_path(path)), overrides or [])
+
+
 def _run_config(path: Path, overrides: list[str] | None) -> Any:
-    from finetune.config import apply_overrides, build_run_config, read_yaml
+    from finetune.config import build_run_config
     from methods import load_method
 
-    values = apply_overrides(read_yaml(_config_path(path)), overrides or [])
-    return build_run_config(values, load_method, str(path))
+    return build_run_config(_config_values(path, overrides), load_method, str(path))
 
 
 @app.command()
@@ -113,6 +118,7 @@ def train(
 
     Example: finetune train configs/clay/lora.yaml data.photos=my_dog data.class_noun=dog
     """
+    from finetune.artifact import NOTE
     from finetune.base import load_base
     from finetune.run import (
         RunFolder,
@@ -137,7 +143,7 @@ def train(
     method = load_method(run.method.kind)(run.method)
     _check_identifier(run)
     check_folder(run, resume=resume is not None, overwrite=overwrite)
-    if resume is not None and (run.output / "artifact" / "artifact.json").is_file():
+    if resume is not None and (RunFolder(run.output).artifact / NOTE).is_file():
         typer.echo(f"{resume} is finished already; its artifact is in {resume}/artifact.")
         return
     base = load_base(run.base)
@@ -310,16 +316,12 @@ def compare(
     from finetune.base import load_base
     from finetune.compare import compare as run_comparison
     from finetune.compare import method_configs, save_comparison
-    from finetune.config import CompareConfig, apply_overrides, read_yaml, validate
+    from finetune.config import CompareConfig, validate
     from finetune.errors import CheckpointError
     from finetune.report import write_page
     from methods import load_method
 
-    settings = validate(
-        CompareConfig,
-        apply_overrides(read_yaml(_config_path(config)), overrides or []),
-        str(config),
-    )
+    settings = validate(CompareConfig, _config_values(config, overrides), str(config))
     for run in method_configs(settings, load_method).values():
         _check_identifier(run)
         _warn_about_known_word(load_method(run.method.kind)(run.method), run)
@@ -438,16 +440,12 @@ def pretrain(
     ] = None,  # noqa: UP007, UP045
 ) -> None:
     """Make a base from nothing: autoencoder, text-image contrast, denoiser. Run again to resume."""
-    from finetune.config import apply_overrides, read_yaml, validate
+    from finetune.config import validate
     from finetune.pretrain.recipe import STAGES, PretrainConfig, run_stages
 
     if stage not in (*STAGES, "all"):
         raise UserError(f"--stage: '{stage}' is not one of {', '.join(STAGES)}, all.")
-    recipe = validate(
-        PretrainConfig,
-        apply_overrides(read_yaml(_config_path(config)), overrides or []),
-        str(config),
-    )
+    recipe = validate(PretrainConfig, _config_values(config, overrides), str(config))
     stages = STAGES if stage == "all" else (stage,)
     run_stages(recipe, stages, max_minutes=max_minutes, announce=typer.echo)
 
