@@ -12,6 +12,7 @@ import torch
 
 from finetune.base import BaseConfig, load_base
 from finetune.errors import ArtifactError
+from finetune.generate import SamplingConfig, generate_latents
 
 
 def test_local_folder_loads_frozen_in_eval_mode(tiny_base: Any) -> None:
@@ -83,6 +84,9 @@ def test_trained_parameters_are_float32_over_a_half_precision_base(
     result = run_training(base, method, config)
     assert result.loss == result.loss
     assert {p.dtype for p in base.trainable_parameters().values()} == {torch.float32}
+    prompt = f"a photo of a {method.subject_phrase('dog')}"
+    latents = generate_latents(base, [prompt], [0], SamplingConfig(num_steps=2, size=16))
+    assert bool(latents.isfinite().all())
     method.detach(base)
     assert base.current_fingerprint() == base.fingerprint
     assert {p.dtype for p in base.denoiser.parameters()} == {torch.bfloat16}
