@@ -15,25 +15,24 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.base import BasePipeline
 from finetune.errors import ConfigError
-from finetune.method import Method, MethodConfig, ParameterGroup, Requirements, require_same_keys
+from finetune.method import require_same_keys
+from methods._networks import NetworkMethod, NetworkMethodConfig
 
 _TEXT_PREFIX = "text_model."
 """Other tools expect it behind `text_encoder.`, whether or not the installed CLIP class nests."""
 
 
-class LoRAMethodConfig(MethodConfig):
+class LoRAMethodConfig(NetworkMethodConfig):
     """Low-rank adapters on the denoiser, and on the text encoders when asked."""
 
     kind: Literal["lora"] = "lora"
     """Name of the method."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of the adapters."""
-    identifier: str = Field("sks", min_length=1)
-    """Rare token that stands before the class noun."""
     rank: int = Field(8, gt=0)
     """Rank r of the update B·A; size and capacity grow with it."""
     alpha: float | None = Field(None, gt=0)
@@ -47,35 +46,15 @@ class LoRAMethodConfig(MethodConfig):
     """Scale by 1 / sqrt(rank) (Kalajdzievski 2023), so that high ranks keep learning."""
     use_dora: bool = False
     """Learn the magnitude apart from the direction (Liu et al. 2024); slower."""
-    train_text_encoder: bool = False
-    """Adapters on the text encoders' attention too."""
-    text_encoder_learning_rate: float | None = Field(None, gt=0)
-    """Learning rate of the text encoders' adapters; null takes the denoiser's."""
 
 
 @final
-class LoRA(Method):
+class LoRA(NetworkMethod):
     """Trains adapters; the base's own weights are never written."""
 
     config_class = LoRAMethodConfig
+    artifact_format = "lora"
     config: LoRAMethodConfig
-
-    def requirements(self) -> Requirements:
-        """Adapters are shipped as `pytorch_lora_weights.safetensors`."""
-        components = ("unet", "text_encoder") if self.config.train_text_encoder else ("unet",)
-        return Requirements(
-            families=("sd",), artifact_format="lora", trainable_components=components
-        )
-
-    def subject_phrase(self, class_noun: str) -> str:
-        """Rare token plus class noun: "sks dog"."""
-        return f"{self.config.identifier} {class_noun}"
-
-    def _modules(self, base: BasePipeline) -> dict[str, nn.Module]:
-        modules = {base.family.denoiser_name: base.denoiser}
-        if self.config.train_text_encoder:
-            modules.update(base.components.text_encoders)
-        return modules
 
     def _peft_config(self, base: BasePipeline, component: str) -> LoraConfig:
         config = self.config
@@ -92,7 +71,7 @@ class LoRA(Method):
     def prepare(self, base: BasePipeline) -> None:
         """Put adapters beside the target modules; they begin as no-ops (B = 0)."""
         base.forget_prompts()
-        for component, module in self._modules(base).items():
+        for component, module in self.networks(base).items():
             try:
                 inject_adapter_in_model(self._peft_config(base, component), module)
             except ValueError as error:
@@ -101,28 +80,12 @@ class LoRA(Method):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
 
-    def parameter_groups(self, base: BasePipeline) -> list[ParameterGroup]:
-        """One group per network."""
-        config, groups = self.config, []
-        for component, module in self._modules(base).items():
-            is_denoiser = component == base.family.denoiser_name
-            learning_rate = config.learning_rate
-            if not is_denoiser and config.text_encoder_learning_rate is not None:
-                learning_rate = config.text_encoder_learning_rate
-            parameters = {
-                f"{component}.{name}": parameter
-                for name, parameter in module.named_parameters()
-                if parameter.requires_grad
-            }
-            groups.append(ParameterGroup(component, parameters, learning_rate, config.weight_decay))
-        return groups
-
     @contextlib.contextmanager
     def frozen(self, base: BasePipeline) -> Iterator[None]:
         """Switch the adapters off."""
         layers = [
             layer
-            for module in self._modules(base).values()
+            for module in self.networks(base).values()
             for layer in module.modules()
             if isinstance(layer, BaseTunerLayer)
         ]
@@ -139,7 +102,7 @@ class LoRA(Method):
 
     def detach(self, base: BasePipeline) -> None:
         """Put every wrapped module back where it was."""
-        for module in self._modules(base).values():
+        for module in self.networks(base).values():
             for name, layer in list(module.named_modules()):
                 if isinstance(layer, BaseTunerLayer):
                     parent_name, _, child = name.rpartition(".")
@@ -152,7 +115,7 @@ class LoRA(Method):
     def state_dict(self, base: BasePipeline) -> dict[str, Tensor]:
         """Adapter weights under the keys that diffusers, and ComfyUI's text side, read."""
         state = {}
-        for component, module in self._modules(base).items():
+        for component, module in self.networks(base).items():
             prefix = _TEXT_PREFIX if component in base.components.text_encoders else ""
             for name, value in get_peft_model_state_dict(module).items():
                 state[f"{component}.{prefix}{name.removeprefix(prefix)}"] = value.detach()
@@ -161,7 +124,7 @@ class LoRA(Method):
     def load_state_dict(self, base: BasePipeline, state: dict[str, Tensor]) -> None:
         """Copy `state` into the adapters."""
         require_same_keys(state, self.state_dict(base), "LoRA")
-        for component, module in self._modules(base).items():
+        for component, module in self.networks(base).items():
             nested = any(name.startswith(_TEXT_PREFIX) for name, _ in module.named_modules())
             prefix = (
                 _TEXT_PREFIX if component in base.components.text_encoders and not nested else ""
@@ -176,7 +139,7 @@ class LoRA(Method):
     def artifact_metadata(self, base: BasePipeline) -> dict[str, str]:
         """The adapters' configuration, without which a loader assumes alpha = rank."""
         settings: dict[str, Any] = {}
-        for component in self._modules(base):
+        for component in self.networks(base):
             for name, value in self._peft_config(base, component).to_dict().items():
                 plain = sorted(value) if isinstance(value, set) else value
                 settings[f"{component}.{name}"] = plain

@@ -440,3 +440,18 @@ def test_pictures_of_artifacts_with_one_name_stay_apart(finished_run: Path, tmp_
     assert len(pictures) == 2
     assert len(set(pictures.values())) == 2
     assert {Path(name).name for name in pictures} == {"00-0000.png"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_sentence_and_costs_no_picture(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    """The disk is full when the last picture is written; those before stay, and so does the run."""
+    before, output = files_of(finished_run), tmp_path / "out"
+    output.mkdir()
+    (output / "grid.png").symlink_to("/dev/full")
+    options = ("--prompt", "a {subject}", "--steps", "1", "--num-images", "2", "--output", output)
+    message = refusal("generate", finished_run, *options)
+    assert message.endswith("No space left on device. Free some space or choose another folder.")
+    assert len(list(output.glob("00-*.png"))) == 2
+    assert files_of(finished_run) == before
