@@ -123,7 +123,8 @@ class StableDiffusion(ModelFamily):
         batch: Batch,
     ) -> Float[Tensor, "batch channels height width"]:
         """One call of the U-Net, in the precision of its weights."""
-        dtype = components.denoiser.dtype
+        # Its first weight tells; `denoiser.dtype` walks through all of them, a millisecond a call.
+        dtype = next(components.denoiser.parameters()).dtype
         prompt_embeds = conditioning.tensors["prompt_embeds"].to(dtype)
         output: Tensor = components.denoiser(
             noisy_latents.to(dtype), timesteps, prompt_embeds, return_dict=False
