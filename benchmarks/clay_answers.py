@@ -166,7 +166,7 @@ def main() -> None:
         load_base(BaseConfig(source="clay")),
         prompts,
         list(range(len(prompts))),
-        SamplingConfig(num_steps=20),
+        SamplingConfig(),
         show_progress=True,
     )
     truths = [

@@ -36,9 +36,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "clay"
 Step = Callable[[int], None]
 
 
-def run_config(kind: str, batch_size: int) -> Any:
-    values = read_yaml(CONFIGS / f"{kind}.yaml")
-    values = apply_overrides(values, [f"training.batch_size={batch_size}"])
+def run_config(kind: str, changes: list[str]) -> Any:
+    values = apply_overrides(read_yaml(CONFIGS / f"{kind}.yaml"), changes)
     return build_run_config(values, load_method, kind)
 
 
@@ -134,11 +133,21 @@ def profile_share(base: BasePipeline, step: Step) -> dict[str, float]:
     return {"denoiser forward": spent / total, "backward, optimizer, rest": 1 - spent / total}
 
 
+VARIANTS: tuple[tuple[str, str, list[str]], ...] = (
+    ("lora", "lora", ["method.train_text_encoder=false"]),
+    ("lora, text encoder too", "lora", ["method.train_text_encoder=true"]),
+    ("textual_inversion", "textual_inversion", []),
+    ("dreambooth", "dreambooth", ["method.train_text_encoder=false"]),
+    ("dreambooth, text encoder too", "dreambooth", ["method.train_text_encoder=true"]),
+)
+"""(label, method, changes to its configuration for the embedded base)."""
+
+
 def bench_methods(base: BasePipeline, steps: int, rounds: int) -> list[dict[str, Any]]:
     results = []
-    for kind in ("lora", "textual_inversion", "dreambooth"):
+    for label, kind, changes in VARIANTS:
         for batch_size in (1, 4):
-            config = run_config(kind, batch_size)
+            config = run_config(kind, [*changes, f"training.batch_size={batch_size}"])
             method = load_method(kind)(config.method)
             data = build_data(base, method, config)
             photos = decode_all(read_records(config.data))
@@ -157,7 +166,7 @@ def bench_methods(base: BasePipeline, steps: int, rounds: int) -> list[dict[str,
             mine, theirs = (statistics.median(times[name][1:]) for name in ("ours", "plain"))
             results.append(
                 {
-                    "method": kind,
+                    "method": label,
                     "batch_size": batch_size,
                     "prior": config.prior.kind,
                     "ours_ms": 1e3 * mine,
@@ -168,7 +177,7 @@ def bench_methods(base: BasePipeline, steps: int, rounds: int) -> list[dict[str,
                 }
             )
             print(
-                f"{kind:18} batch {batch_size}  ours {1e3 * mine:6.0f} ms  plain {1e3 * theirs:6.0f} ms  "
+                f"{label:28} batch {batch_size}  ours {1e3 * mine:6.0f} ms  plain {1e3 * theirs:6.0f} ms  "
                 f"x{theirs / mine:.2f}  (denoiser forward {share['denoiser forward']:.0%})",
                 flush=True,
             )

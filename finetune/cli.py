@@ -215,9 +215,11 @@ def generate(
     seed: Annotated[
         int, typer.Option(help="Seed of the first picture; the next has seed + 1.")
     ] = 0,
-    scheduler: Annotated[str, typer.Option(help="ddpm, ddim or dpm-solver++.")] = "dpm-solver++",
+    scheduler: Annotated[
+        str, typer.Option(help="ddpm, ddim, dpm-solver++ or sde-dpm-solver++.")
+    ] = "sde-dpm-solver++",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
-    guidance_scale: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 5.0,
+    guidance_scale: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 4.0,
     negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
     output: Annotated[Path, typer.Option(help="Folder for pictures and grid.png.")] = Path(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
@@ -18,21 +18,24 @@ from data_prep.transforms import to_image
 from finetune.base import BasePipeline
 from finetune.seeding import generator_for, normal_like
 
-SCHEDULERS = {
-    "ddpm": DDPMScheduler,
-    "ddim": DDIMScheduler,
-    "dpm-solver++": DPMSolverMultistepScheduler,
+SCHEDULERS: dict[str, tuple[Any, dict[str, str]]] = {
+    "ddpm": (DDPMScheduler, {}),
+    "ddim": (DDIMScheduler, {}),
+    "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "sde-dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
 }
+"""Name -> diffusers class and the settings that make it so."""
 
 
 class SamplingConfig(Section):
     """How pictures are made from noise."""
 
-    scheduler: Literal["ddpm", "ddim", "dpm-solver++"] = "dpm-solver++"
-    """Ancestral sampling (Ho et al. 2020), DDIM (Song et al. 2021) or DPM-Solver++ (Lu et al. 2022)."""
+    scheduler: Literal["ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++"] = "sde-dpm-solver++"
+    """Ancestral sampling (Ho et al. 2020), DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022), or
+    the stochastic form of the latter, whose fresh noise in every step mends errors of a small base."""
     num_steps: int = Field(25, gt=0, le=1000)
     """Denoising steps; DDPM wants hundreds, the others 20 to 50."""
-    guidance_scale: float = Field(5.0, ge=0)
+    guidance_scale: float = Field(4.0, ge=0)
     """Classifier-free guidance (Ho & Salimans 2022); 1 or less switches it off."""
     negative_prompt: str = ""
     """What pictures are steered away from."""
@@ -69,8 +72,7 @@ def generate_latents(
     A picture is a function of its prompt, its seed and `sampling`, not of the pictures beside it.
     """
     pipe = base.pipeline()
-    scheduler = SCHEDULERS[sampling.scheduler]
-    settings = {"algorithm_type": "dpmsolver++"} if sampling.scheduler == "dpm-solver++" else {}
+    scheduler, settings = SCHEDULERS[sampling.scheduler]
     pipe.scheduler = scheduler.from_config(base.components.scheduler.config, **settings)
     size = sampling.size or base.family.default_size(base.components)
     shape = base.family.latent_shape(base.components, size)

@@ -417,7 +417,9 @@ def test_generate_without_a_prompt(tmp_path: Path) -> None:
 
 def test_generate_with_bad_values(finished_run: Path) -> None:
     sampler = refusal("generate", finished_run, "--prompt", "x", "--scheduler", "euler")
-    assert "scheduler: input should be 'ddpm', 'ddim' or 'dpm-solver++'" in sampler
+    assert (
+        "scheduler: input should be 'ddpm', 'ddim', 'dpm-solver++' or 'sde-dpm-solver++'" in sampler
+    )
     unknown = refusal("generate", finished_run, "--prompt", "a {subjekt}")
     assert unknown.startswith("--prompt: 'a {subjekt}' holds {subjekt}")
     note = finished_run / "artifact" / "artifact.json"

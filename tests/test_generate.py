@@ -13,7 +13,7 @@ from finetune.seeding import generator_for
 PROMPTS = ["a photo of a dog", "a red cat in the snow", "a photo of a car", "a blue duck"]
 
 
-@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpm-solver++"])
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++"])
 def test_a_picture_in_a_batch_equals_the_same_picture_alone(tiny_base: Any, scheduler: str) -> None:
     sampling = SamplingConfig(scheduler=scheduler, num_steps=5, size=16, guidance_scale=3.0)
     together = generate_latents(tiny_base, PROMPTS, [3, 4, 5, 6], sampling)

@@ -33,7 +33,7 @@ def smooth_pictures(count: int = 48, size: int = 64) -> Pictures:
         fx, fy, phase = rng.uniform(0, 3, 3), rng.uniform(0, 3, 3), rng.uniform(0, 6, 3)
         wave = np.sin(x[..., None] * fx * 4 + y[..., None] * fy * 4 + phase)
         waves.append(((wave * 0.5 + 0.5) * 255).astype(np.uint8))
-    view = View("at night", "photo", None, 0, 0, 3, (0, 0, 0), 0, False, 0)
+    view = View("at night", "photo", None, 0, 0, 3, (0, 0, 0), 0, 0)
     identity = Identity("dog", "red", "plain", "blue", 0, 0)
     return Pictures(np.stack(waves), [["a dog"]] * count, [(identity, view)] * count)
 

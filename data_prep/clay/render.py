@@ -293,8 +293,6 @@ def render(
         color <= 0.0031308, 12.92 * color, 1.055 * np.maximum(color, 1e-8) ** (1 / 2.4) - 0.055
     )
     picture = Image.fromarray((np.clip(srgb, 0, 1) * 255 + 0.5).astype(np.uint8))
-    if view.mirrored:
-        picture = ImageOps.mirror(picture)
     return _stylized(picture, view.style)
 
 

@@ -95,7 +95,9 @@ class View:
     """How one picture shows a subject: place, style, accessory, camera, light.
 
     Angles in degrees, lengths in world units (a subject is about 1.3 long and stands at the
-    origin, looking along +x). `seed` feeds the path tracer and small variations of the place.
+    origin, looking along +x). `seed` feeds the path tracer and small variations of the place. All
+    subjects look to the right of the picture: where they may look either way, a base this small draws
+    animals with two heads.
     """
 
     place: str
@@ -107,7 +109,6 @@ class View:
     distance: float
     look_at: tuple[float, float, float]
     light_azimuth: float
-    mirrored: bool
     seed: int
 
     @staticmethod
@@ -152,7 +153,6 @@ def sample_view(rng: random.Random, identity: Identity, *, place: str | None = N
         distance=rng.uniform(3.2, 4.0),
         look_at=(rng.uniform(-0.12, 0.18), rng.uniform(-0.08, 0.08), rng.uniform(-0.2, -0.02)),
         light_azimuth=rng.uniform(-60.0, 60.0),
-        mirrored=rng.random() < 0.5,
         seed=rng.randrange(1 << 30),
     )
 

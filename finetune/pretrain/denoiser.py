@@ -69,14 +69,13 @@ def noise_scheduler() -> DDPMScheduler:
 
 @torch.no_grad()
 def encode_latents(vae: AutoencoderKL, pictures: Pictures) -> tuple[Tensor, Tensor]:
-    """Means and standard deviations of all pictures' latents, and of their mirror images [N, 2, ...]."""
+    """Means and standard deviations of all pictures' latents, each [N, C, h, w], in float16."""
     means, deviations = [], []
     for start in tqdm(range(0, len(pictures.pixels), 64), desc="encoding", mininterval=5):
         stop = min(start + 64, len(pictures.pixels))
-        pixels = pictures.pixel_values(list(range(start, stop)))
-        sides = [vae.encode(side).latent_dist for side in (pixels, pixels.flip(3))]
-        means.append(torch.stack([side.mean for side in sides], 1))
-        deviations.append(torch.stack([side.std for side in sides], 1))
+        moments = vae.encode(pictures.pixel_values(list(range(start, stop)))).latent_dist
+        means.append(moments.mean)
+        deviations.append(moments.std)
     return torch.cat(means).half(), torch.cat(deviations).half()
 
 
@@ -100,8 +99,8 @@ class DenoiserStage:
         levels = len(config.block_out_channels)
         self.unet = UNet2DConditionModel(
             sample_size=self.means.shape[-1],
-            in_channels=self.means.shape[2],
-            out_channels=self.means.shape[2],
+            in_channels=self.means.shape[1],
+            out_channels=self.means.shape[1],
             block_out_channels=config.block_out_channels,
             layers_per_block=config.layers_per_block,
             down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (levels - 1),
@@ -130,16 +129,16 @@ class DenoiserStage:
         config, (num, choices, _) = self.config, self.input_ids.shape
         count = config.batch_size
         indices = torch.randint(num, (count,), generator=generator)
-        side = torch.randint(2, (count,), generator=generator)
-        mean, deviation = self.means[indices, side].float(), self.deviations[indices, side].float()
+        mean, deviation = self.means[indices].float(), self.deviations[indices].float()
         latents = mean + deviation * torch.randn(mean.shape, generator=generator)
         latents = latents * self.vae.config.scaling_factor
         input_ids = self.input_ids[indices, torch.randint(choices, (count,), generator=generator)]
         dropped = torch.rand(count, generator=generator) < config.caption_dropout
         input_ids = torch.where(dropped[:, None], self.empty, input_ids)
-        # One timestep from each of `count` equal parts of the schedule: less variance per batch.
-        offset = torch.rand(count, generator=generator)
-        timesteps = ((torch.arange(count) + offset) / count * 1000).long().clamp(max=999)
+        # Timesteps with a density that rises with t, as it is in noise that shapes are decided; one
+        # from each of `count` equal shares of it, for less variance per batch.
+        quantiles = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        timesteps = (quantiles.sqrt() * 1000).long().clamp(max=999)
         noise = torch.randn(latents.shape, generator=generator)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = self.scheduler.get_velocity(latents, noise, timesteps)
@@ -158,7 +157,7 @@ class DenoiserStage:
         prompts = [prompt for prompt in SAMPLE_PROMPTS for _ in range(2)]
         ids = torch.cat([self._tokenize(prompts), self.empty.expand(len(prompts), -1)])
         prompt_embeds = self.text_encoder(ids).last_hidden_state
-        shape = (len(prompts), *self.means.shape[2:])
+        shape = (len(prompts), *self.means.shape[1:])
         latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         for timestep in scheduler.timesteps:
             output = self.unet(torch.cat([latents] * 2), timestep, prompt_embeds).sample

@@ -51,7 +51,7 @@ def plain(class_noun: str, color: str, pattern: str, color2: str) -> world.Ident
 
 
 def view(place: str, style: str, accessory: tuple[str, str] | None) -> world.View:
-    return world.View(place, style, accessory, 0, 10, 3.5, (0, 0, 0), 0, False, 0)
+    return world.View(place, style, accessory, 0, 10, 3.5, (0, 0, 0), 0, 0)
 
 
 @pytest.mark.parametrize(
