@@ -125,12 +125,15 @@ def diffusers_latents(pipe: Any, base: Any, prompt: str) -> torch.Tensor:
     from finetune.seeding import generator_for
 
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, algorithm_type="sde-dpmsolver++"
+    )
     shape = base.family.latent_shape(base.components, 16)
-    noise = torch.randn(shape, generator=generator_for(5, "picture"))[None]
+    generator = generator_for(5, "picture")  # goes on to give the noise of the steps
+    noise = torch.randn(shape, generator=generator)[None]
     return pipe(
         prompt, num_inference_steps=3, guidance_scale=2.0, latents=noise, height=16, width=16,
-        output_type="latent",
+        generator=[generator], output_type="latent",
     ).images  # fmt: skip
 
 
