@@ -49,7 +49,7 @@ class NetworkMethod(Method):
         return networks
 
     def parameter_groups(self, base: BasePipeline) -> list[ParameterGroup]:
-        """One group per network: what `prepare` made trainable there."""
+        """One group per network that has something to train: what `prepare` made trainable there."""
         config, groups = self.config, []
         for component, network in self.networks(base).items():
             learning_rate = config.learning_rate
@@ -60,5 +60,8 @@ class NetworkMethod(Method):
                 for name, parameter in network.named_parameters()
                 if parameter.requires_grad
             }
-            groups.append(ParameterGroup(component, parameters, learning_rate, config.weight_decay))
+            if parameters:
+                groups.append(
+                    ParameterGroup(component, parameters, learning_rate, config.weight_decay)
+                )
         return groups

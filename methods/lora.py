@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, TypeVar, final
 
 from peft import (
     LoraConfig,
@@ -15,7 +16,7 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.base import BasePipeline
 from finetune.errors import ConfigError
@@ -24,6 +25,8 @@ from methods._networks import NetworkMethod, NetworkMethodConfig
 
 _TEXT_PREFIX = "text_model."
 """Other tools expect it behind `text_encoder.`, whether or not the installed CLIP class nests."""
+
+Number = TypeVar("Number", int, float)
 
 
 class LoRAMethodConfig(NetworkMethodConfig):
@@ -41,11 +44,34 @@ class LoRAMethodConfig(NetworkMethodConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of zeroing an adapter's input while training."""
     target_modules: tuple[str, ...] | None = None
-    """Endings of the module names that get an adapter; null takes the family's attention layers."""
+    """Endings of the denoiser's module names that get an adapter; null takes the family's attention
+    layers, an empty list leaves the denoiser alone."""
+    text_encoder_target_modules: tuple[str, ...] | None = None
+    """The same for the text encoders, where train_text_encoder is on."""
+    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = {}
+    """Endings of module names -> a rank of their own, while alpha stays; `text_encoder.` in front limits
+    one to that network."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """The same for alpha."""
     use_rslora: bool = False
     """Scale by 1 / sqrt(rank) (Kalajdzievski 2023), so that high ranks keep learning."""
     use_dora: bool = False
     """Learn the magnitude apart from the direction (Liu et al. 2024); slower."""
+
+
+def _own_part(pattern: dict[str, Number], component: str, modules: list[str]) -> dict[str, Number]:
+    """Entries of `pattern` that name one of a component's `modules`, without the component's name."""
+    endings = {key: key.removeprefix(f"{component}.") for key in pattern}
+    try:
+        return {
+            endings[key]: value
+            for key, value in pattern.items()
+            if any(re.match(rf"(.*\.)?({endings[key]})$", module) for module in modules)
+        }
+    except re.error as error:
+        raise ConfigError(
+            f"method.rank_pattern and alpha_pattern: not a pattern: {error}."
+        ) from error
 
 
 @final
@@ -56,14 +82,40 @@ class LoRA(NetworkMethod):
     artifact_format = "lora"
     config: LoRAMethodConfig
 
+    def _targets(self, base: BasePipeline, component: str) -> list[str]:
+        config, is_denoiser = self.config, component == base.family.denoiser_name
+        chosen = config.target_modules if is_denoiser else config.text_encoder_target_modules
+        return base.family.adapter_targets(component) if chosen is None else list(chosen)
+
+    def _targeted(self, base: BasePipeline, component: str) -> list[str]:
+        targets = self._targets(base, component)
+        endings = tuple(f".{target}" for target in targets)
+        names = (name for name, _ in self.networks(base)[component].named_modules())
+        return [name for name in names if name in targets or name.endswith(endings)]
+
+    def _check_patterns(self, base: BasePipeline) -> None:
+        targeted = {name: self._targeted(base, name) for name in self._adapted(base)}
+        for field in ("rank_pattern", "alpha_pattern"):
+            for key, value in self.config.model_dump()[field].items():
+                if not any(_own_part({key: value}, *item) for item in targeted.items()):
+                    raise ConfigError(
+                        f"method.{field}: '{key}' names no module that gets an adapter. Give the ending of "
+                        "a module's name, for instance attn2.to_k."
+                    )
+
+    def _adapted(self, base: BasePipeline) -> dict[str, nn.Module]:
+        networks = self.networks(base)
+        return {name: module for name, module in networks.items() if self._targets(base, name)}
+
     def _peft_config(self, base: BasePipeline, component: str) -> LoraConfig:
-        config = self.config
-        chosen = config.target_modules if component == base.family.denoiser_name else None
+        config, modules = self.config, self._targeted(base, component)
         return LoraConfig(
             r=config.rank,
             lora_alpha=config.rank if config.alpha is None else config.alpha,  # type: ignore[arg-type]
             lora_dropout=config.dropout,
-            target_modules=list(chosen or base.family.adapter_targets(component)),
+            target_modules=self._targets(base, component),
+            rank_pattern=_own_part(config.rank_pattern, component, modules),
+            alpha_pattern=_own_part(config.alpha_pattern, component, modules),
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,
         )
@@ -71,7 +123,8 @@ class LoRA(NetworkMethod):
     def prepare(self, base: BasePipeline) -> None:
         """Put adapters beside the target modules; they begin as no-ops (B = 0)."""
         base.forget_prompts()
-        for component, module in self.networks(base).items():
+        self._check_patterns(base)
+        for component, module in self._adapted(base).items():
             try:
                 inject_adapter_in_model(self._peft_config(base, component), module)
             except ValueError as error:
@@ -115,7 +168,7 @@ class LoRA(NetworkMethod):
     def state_dict(self, base: BasePipeline) -> dict[str, Tensor]:
         """Adapter weights under the keys that diffusers, and ComfyUI's text side, read."""
         state = {}
-        for component, module in self.networks(base).items():
+        for component, module in self._adapted(base).items():
             prefix = _TEXT_PREFIX if component in base.components.text_encoders else ""
             for name, value in get_peft_model_state_dict(module).items():
                 state[f"{component}.{prefix}{name.removeprefix(prefix)}"] = value.detach()
@@ -124,7 +177,7 @@ class LoRA(NetworkMethod):
     def load_state_dict(self, base: BasePipeline, state: dict[str, Tensor]) -> None:
         """Copy `state` into the adapters."""
         require_same_keys(state, self.state_dict(base), "LoRA")
-        for component, module in self.networks(base).items():
+        for component, module in self._adapted(base).items():
             nested = any(name.startswith(_TEXT_PREFIX) for name, _ in module.named_modules())
             prefix = (
                 _TEXT_PREFIX if component in base.components.text_encoders and not nested else ""
@@ -139,7 +192,7 @@ class LoRA(NetworkMethod):
     def artifact_metadata(self, base: BasePipeline) -> dict[str, str]:
         """The adapters' configuration, without which a loader assumes alpha = rank."""
         settings: dict[str, Any] = {}
-        for component in self.networks(base):
+        for component in self._adapted(base):
             for name, value in self._peft_config(base, component).to_dict().items():
                 plain = sorted(value) if isinstance(value, set) else value
                 settings[f"{component}.{name}"] = plain

@@ -10,6 +10,7 @@ import torch
 
 from finetune.artifact import attach, read_artifact
 from finetune.config import build_run_config
+from finetune.errors import ConfigError
 from finetune.generate import SamplingConfig, generate_latents
 from finetune.run import build_data, prepare_folder, run_training
 from finetune.train import check_parameter_groups
@@ -42,6 +43,12 @@ VARIANTS = {
     "lora": {},
     "lora, text encoder": {"train_text_encoder": True, "alpha": 16, "dropout": 0.1},
     "lora, dora": {"use_dora": True},
+    "lora, patterns": {
+        "train_text_encoder": True,
+        "text_encoder_target_modules": ["q_proj", "fc1"],
+        "rank_pattern": {"attn2.to_k": 2, "text_encoder.q_proj": 3},
+        "alpha_pattern": {"to_q": 5.0},
+    },
     "lora, rslora": {"use_rslora": True, "rank": 4},
     "textual_inversion": {},
     "textual_inversion, one vector": {"num_vectors": 1},
@@ -135,6 +142,41 @@ def diffusers_latents(pipe: Any, base: Any, prompt: str) -> torch.Tensor:
         prompt, num_inference_steps=3, guidance_scale=2.0, latents=noise, height=16, width=16,
         generator=[generator], output_type="latent",
     ).images  # fmt: skip
+
+
+def test_lora_patterns_set_rank_and_alpha_of_the_modules_they_name(
+    tiny_base: Any, run_values: Any
+) -> None:
+    _, method = start(run_values("lora", method=VARIANTS["lora, patterns"]))
+    method.prepare(tiny_base)
+    ranks, scales = {}, {}
+    for component, network in tiny_base.modules.items():
+        for name, layer in network.named_modules():
+            if "default" in getattr(layer, "scaling", {}):
+                kind = f"{component}.{name.partition('attn')[1]}{name.rpartition('attn')[2]}"
+                ranks.setdefault(kind, set()).add(layer.r["default"])
+                scales.setdefault(kind, set()).add(layer.scaling["default"])
+    text = {name: values for name, values in ranks.items() if name.startswith("text_encoder.")}
+    assert {"text_encoder.attn.q_proj": {3}}.items() <= text.items()
+    assert [values for name, values in text.items() if name.endswith("fc1")] == [{8}, {8}]
+    assert (ranks["unet.attn2.to_k"], ranks["unet.attn1.to_k"]) == ({2}, {8})
+    assert (scales["unet.attn2.to_q"], scales["unet.attn2.to_v"]) == ({5 / 8}, {1.0})
+    method.detach(tiny_base)
+    assert tiny_base.current_fingerprint() == tiny_base.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [({"to_kk": 2}, "'to_kk' names no module that gets an adapter"), ({"(": 2}, "not a pattern")],
+)
+def test_lora_pattern_that_names_nothing_is_refused(
+    tiny_base: Any, run_values: Any, pattern: dict[str, int], message: str
+) -> None:
+    _, method = start(run_values("lora", method={"rank_pattern": pattern}))
+    with pytest.raises(ConfigError, match=message):
+        method.prepare(tiny_base)
+    method.detach(tiny_base)
+    assert tiny_base.current_fingerprint() == tiny_base.fingerprint
 
 
 @pytest.mark.parametrize("kind", KINDS)
