@@ -44,6 +44,10 @@ class Artifact:
     size: int
     """Side in pixels it was trained at."""
     made_by: str = f"finetune {__version__}"
+    family: str = "sd"
+    """Name of the base's model family."""
+    prediction_type: str | None = None
+    """What the base's denoiser predicts, for the headers of other tools."""
 
 
 def artifact_bytes(folder: Path) -> int:
@@ -63,6 +67,8 @@ def save_artifact(base: BasePipeline, method: Method, config: RunConfig, folder:
         base_fingerprint=base.fingerprint,
         components=requirements.trainable_components,
         size=config.data.size or base.family.default_size(base.components),
+        family=base.family.name,
+        prediction_type=base.noise_process.prediction_type,
     )
     with atomic_folder(folder) as temporary:
         if artifact.format == "pipeline":
@@ -124,8 +130,14 @@ def attach(base: BasePipeline, method: Method, folder: Path, artifact: Artifact)
             f"{folder} was trained on the base {artifact.base['source']} "
             f"({artifact.base_fingerprint[:8]}), this base is {base.source} ({base.fingerprint[:8]})."
         )
-    state = read_state(folder, artifact, base)
-    method.subject_phrase(artifact.class_noun or "")
+    attach_state(base, method, read_state(folder, artifact, base), artifact.class_noun)
+
+
+def attach_state(
+    base: BasePipeline, method: Method, state: dict[str, Tensor], class_noun: str | None
+) -> None:
+    """Prepare `method` and load `state` into it, or leave the base alone."""
+    method.subject_phrase(class_noun or "")
     try:
         method.prepare(base)
         method.load_state_dict(base, state)

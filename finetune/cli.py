@@ -205,7 +205,11 @@ def _distinct_names(paths: list[Path]) -> list[str]:
 @reports_errors
 def generate(
     artifacts: Annotated[
-        list[Path], typer.Argument(help="Runs or artifacts; several stand side by side.")
+        list[Path],
+        typer.Argument(
+            help="Runs, artifacts, or files of other tools (LoRA, embedding, checkpoint); several stand "
+            "side by side."
+        ),
     ],
     prompt: Annotated[
         list[str] | None, typer.Option(help="May hold {subject} and {class}; repeatable.")
@@ -222,6 +226,14 @@ def generate(
     guidance_scale: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 4.0,
     negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base of artifacts made elsewhere: name, Hub id, folder or file."),
+    ] = None,  # noqa: UP007, UP045
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Read .pt and .bin files too, tensors only."),
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for pictures and grid.png.")] = Path(
         "pictures"
     ),
@@ -229,11 +241,13 @@ def generate(
     """Make pictures with one or several artifacts: same prompts, same seeds, one grid.
 
     Example: finetune generate runs/dog --prompt "a photo of a {subject} on the beach"
+
+    What other tools made needs its base: finetune generate dog.safetensors --base clay --prompt "..."
     """
     from data_prep.captions import fill_template
-    from finetune.artifact import attach, find_artifact, read_artifact
-    from finetune.base import BaseConfig, load_base
+    from finetune.base import load_base
     from finetune.config import validate
+    from finetune.export.imported import attached, bases_of, open_source, with_token
     from finetune.generate import SamplingConfig, labelled_grid
     from finetune.generate import generate as make
     from finetune.train import training_device
@@ -261,35 +275,31 @@ def generate(
         },
         "options",
     )
-    found = [(path, find_artifact(path)) for path in artifacts]
-    notes = [(path, folder, read_artifact(folder)) for path, folder in found]
-    first = notes[0][2]
-    for path, _, note in notes:
-        if note.base_fingerprint != first.base_fingerprint:
-            raise UserError(f"{path} and {notes[0][0]} were trained on different bases.")
-    base = load_base(validate(BaseConfig, first.base, f"The base in {notes[0][1]}/artifact.json"))
-    base.to(training_device())
+    sources = [open_source(path, allow_pickle=allow_pickle) for path in artifacts]
+    for path, source in zip(artifacts, sources, strict=True):
+        if source.subject is None and any("{subject}" in template for template in templates):
+            raise UserError(
+                f"{path} does not say what stands for its subject. Write the words themselves in place of "
+                "{subject}."
+            )
+    bases = bases_of(sources, base)
     rows = []
+    loaded, loaded_from = None, None
     names = _distinct_names(artifacts)
-    for name, (_, folder, note) in zip(names, notes, strict=True):
-        method_class = load_method(str(note.method.get("kind")))
-        settings = validate(
-            method_class.config_class, note.method, f"The method in {folder}/artifact.json"
-        )
-        method = method_class(settings)
-        attach(base, method, folder, note)
-        try:
+    for name, source, wanted in zip(names, sources, bases, strict=True):
+        if loaded is None or wanted != loaded_from:
+            loaded, loaded_from = load_base(wanted).to(training_device()), wanted
+        with attached(source, loaded, load_method) as note:
             filled = [
                 fill_template(t, subject=note.subject, class_noun=note.class_noun, field="--prompt")
                 for t in templates
                 for _ in range(num_images)
             ]
+            filled = [with_token(text, note) for text in filled]
             seeds = [seed + index for _ in templates for index in range(num_images)]
             sized = sampling.model_copy(update={"size": note.size})
-            images = make(base, filled, seeds, sized, show_progress=True)
-        finally:
-            method.detach(base)
-        target = output / name if len(notes) > 1 else output
+            images = make(loaded, filled, seeds, sized, show_progress=True)
+        target = output / name if len(sources) > 1 else output
         target.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images):
             place, index = divmod(number, num_images)
@@ -300,6 +310,42 @@ def generate(
     typer.echo(
         f"{len(rows) * len(columns)} pictures in {output}, side by side in {output}/grid.png"
     )
+
+
+@app.command()
+@reports_errors
+def export(
+    artifact: Annotated[Path, typer.Argument(help="A finished run or its artifact.")],
+    format_name: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="kohya (LoRA), a1111 (Textual Inversion), single-file (DreamBooth) or diffusers (any).",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="The .safetensors file to write; with diffusers a folder.")
+    ],
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; default: as in the artifact."),
+    ] = None,  # noqa: UP007, UP045
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")] = False,
+) -> None:
+    """Write an artifact as a file that ComfyUI, A1111 or another tool reads.
+
+    A LoRA goes into a kohya file (put it into models/loras or models/Lora), a Textual Inversion into an A1111
+    embedding (its file name becomes the trigger word), a DreamBooth model into one checkpoint of the original
+    layout. The picture stays the same.
+
+    Example: finetune export runs/dog --format kohya --output dog.safetensors --dtype float16
+    """
+    from finetune.export import export_artifact
+
+    made = export_artifact(artifact, format_name, output, dtype=dtype, overwrite=overwrite)
+    for remark in made.remarks:
+        typer.secho(f"Note: {remark}", err=True, fg=typer.colors.YELLOW)
+    typer.echo(f"Wrote {made.path}")
 
 
 @app.command()

@@ -20,6 +20,7 @@ COMMANDS = {
     "train",
     "generate",
     "compare",
+    "export",
     "inspect",
     "show-config",
     "pretrain",
@@ -457,3 +458,104 @@ def test_a_full_disk_is_one_sentence_and_costs_no_picture(
     assert message.endswith("No space left on device. Free some space or choose another folder.")
     assert len(list(output.glob("00-*.png"))) == 2
     assert files_of(finished_run) == before
+
+
+# --- files of other tools -------------------------------------------------------------------------
+
+
+def test_export_and_back(finished_run: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    """The pictures of an exported LoRA are those of the run, byte for byte."""
+    file = tmp_path / "dog.safetensors"
+    result = invoke("export", finished_run, "--format", "kohya", "--output", file)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"Wrote {file}\n"
+    options = ("--prompt", "a photo of a {subject}", "--steps", "2", "--num-images", "1")
+    pictures = []
+    for artifact in ((finished_run,), (file, "--base", tiny_folder)):
+        output = tmp_path / f"out{len(pictures)}"
+        made = invoke("generate", *artifact, *options, "--output", output)
+        assert made.exit_code == 0, made.output
+        pictures.append((output / "00-0000.png").read_bytes())
+    assert pictures[0] == pictures[1]
+    side = invoke("generate", finished_run, file, *options, "--output", tmp_path / "both")
+    assert side.exit_code == 0, side.output  # the run says which base
+
+
+def test_export_with_bad_values(finished_run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "dog.safetensors"
+
+    def export(*options: str | Path, source: Path = finished_run) -> str:
+        return refusal("export", source, *options)
+
+    unknown = export("--format", "kohia", "--output", file)
+    assert unknown.startswith(
+        "--format: 'kohia' is not one of kohya, a1111, single-file, diffusers."
+    )
+    assert unknown.endswith("Did you mean 'kohya'?")
+    embedding = export("--format", "a1111", "--output", file)
+    assert embedding.startswith("--format a1111 is for a Textual Inversion embedding;")
+    assert embedding.endswith("holds a LoRA. Use --format kohya or diffusers.")
+    assert "is for a whole model" in export("--format", "single-file", "--output", file)
+    assert "--dtype: 'float8' is not one of" in export(
+        "--format", "kohya", "--output", file, "--dtype", "float8"
+    )
+    assert "has to end in .safetensors" in export("--format", "kohya", "--output", "dog.pt")
+    (tmp_path / "f.safetensors").mkdir()
+    folder = export("--format", "kohya", "--output", tmp_path / "f.safetensors")
+    assert "is a folder; name the file in it" in folder
+    assert not file.exists()
+    gone = export("--format", "kohya", "--output", file, source=tmp_path / "gone")
+    assert "is neither a finished run nor an artifact" in gone
+
+
+def test_export_never_writes_over_what_it_is_not_told_to(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / "dog.safetensors", tmp_path / "folder"
+    file.write_text("mine")
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    kohya = ("export", finished_run, "--format", "kohya", "--output")
+    assert "exists. Replace it with --overwrite" in refusal(*kohya, file)
+    copy = ("export", finished_run, "--format", "diffusers", "--output")
+    assert "exists. Replace it with --overwrite" in refusal(*copy, folder)
+    message = refusal(*copy, folder, "--overwrite")
+    assert "is no artifact (no artifact.json), so --overwrite will not delete it" in message
+    assert "is a file; --format diffusers writes a folder" in refusal(*copy, file, "--overwrite")
+    assert "overlaps the artifact itself" in refusal(*copy, finished_run / "artifact" / "copy")
+    assert "--dtype: --format diffusers copies" in refusal(
+        *copy, tmp_path / "c", "--dtype", "float16"
+    )
+    assert file.read_text() == "mine"
+    assert files_of(folder) == {"thesis.txt": b"years of work"}
+    assert invoke(*kohya, file, "--overwrite").exit_code == 0
+    assert invoke(*copy, tmp_path / "new").exit_code == 0
+    assert invoke(*copy, tmp_path / "new", "--overwrite").exit_code == 0
+    assert files_of(tmp_path / "new") == files_of(finished_run / "artifact")
+
+
+def test_generate_with_files_of_other_tools_that_cannot_be_used(
+    finished_run: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    prompt = ("--prompt", "a photo of a {subject}")
+    file = tmp_path / "dog.safetensors"
+    assert invoke("export", finished_run, "--format", "kohya", "--output", file).exit_code == 0
+    assert "Say which with --base" in refusal("generate", file, *prompt)
+    assert "no base 'cley'" in refusal("generate", file, "--base", "cley", *prompt)
+    other = refusal("generate", file, "--base", "clay", *prompt)
+    assert "was made for another base than clay" in other
+    module = "lora_unet_mid_block_attentions_0_proj_in"
+    sides = {"lora_down.weight": (2, 16), "lora_up.weight": (16, 2), "alpha": ()}
+    state = {f"{module}.{side}": torch.ones(shape) for side, shape in sides.items()}
+    save_file(state, file)
+    nameless = refusal("generate", file, "--base", tiny_folder, *prompt)
+    assert "does not say what stands for its subject" in nameless
+    torch.save({"*": torch.ones(16)}, tmp_path / "old.pt")
+    pickle = refusal("generate", tmp_path / "old.pt", "--base", tiny_folder, *prompt)
+    assert "is a pickle, which can run code when it is read" in pickle
+    (tmp_path / "model.ckpt").write_bytes(b"no pickle")
+    damaged = refusal("generate", tmp_path / "model.ckpt", "--allow-pickle", *prompt)
+    assert "holds more than tensors or is damaged" in damaged

@@ -19,3 +19,12 @@ def find_family(model_index: dict[str, object], source: str) -> ModelFamily:
         f"{source} is a {model_index.get('_class_name', 'pipeline of unknown class')}; "
         f"this version trains {known} bases. Name one of those under base.source."
     )
+
+
+def family_named(name: str) -> ModelFamily:
+    """The family called `name`. Raises `ArtifactError` for one that this version does not know."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    raise ArtifactError(f"There is no model family '{name}'; this version knows {known}.")

@@ -46,12 +46,43 @@ class Conditioning:
         )
 
 
+@dataclass(frozen=True)
+class ModelVersion:
+    """What the headers of other tools call a version of a family."""
+
+    title: str
+    kohya: str
+    """Value of `ss_base_model_version`."""
+    architecture: dict[str, str]
+    """Prediction type -> `modelspec.architecture`."""
+
+
+@dataclass(frozen=True)
+class ForeignNames:
+    """What other tools call the parts of a family's pipelines; all that export and import need to know."""
+
+    kohya_prefixes: dict[str, tuple[str, ...]]
+    """Component -> first part of its names in a kohya LoRA; the first is written, all are read."""
+    embedding_keys: dict[str, str]
+    """Text encoder -> its key in an A1111 embedding file."""
+    single_file_roots: dict[str, str]
+    """Component -> root of its keys in a single-file checkpoint; of a text encoder in CLIP's layout."""
+    open_clip_roots: dict[str, str]
+    """Text encoder -> root of its keys in a single-file checkpoint in OpenCLIP's layout."""
+    versions: dict[int, ModelVersion]
+    """Width of the prompt embeddings -> version, for headers and messages."""
+    default_version: ModelVersion
+    """The version that other tools take a base of another width for."""
+
+
 class ModelFamily(ABC):
     """One family of text-to-image models; subclasses are final and hold no state."""
 
     name: str
     denoiser_name: str
     """Pipeline name of the denoiser: "unet" or "transformer"."""
+    foreign_names: ForeignNames | None = None
+    """None where artifacts can be neither exported nor imported."""
 
     @abstractmethod
     def matches(self, model_index: dict[str, object]) -> bool:

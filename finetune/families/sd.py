@@ -23,7 +23,24 @@ from transformers.utils import logging as transformers_logging
 from data_prep.batch import Batch, Moments
 from finetune.diffusion import DiscreteDiffusion
 from finetune.errors import ArtifactError
-from finetune.families.base import Components, Conditioning, ModelFamily
+from finetune.families.base import (
+    Components,
+    Conditioning,
+    ForeignNames,
+    ModelFamily,
+    ModelVersion,
+)
+
+_VERSION_1 = ModelVersion(
+    "Stable Diffusion 1.x",
+    "sd_v1",
+    {"epsilon": "stable-diffusion-v1", "v_prediction": "stable-diffusion-v1"},
+)
+_VERSION_2 = ModelVersion(
+    "Stable Diffusion 2.x",
+    "sd_v2",
+    {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"},
+)
 
 
 @final
@@ -32,6 +49,18 @@ class StableDiffusion(ModelFamily):
 
     name = "sd"
     denoiser_name = "unet"
+    foreign_names = ForeignNames(
+        kohya_prefixes={"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1")},
+        embedding_keys={"text_encoder": "emb_params"},
+        single_file_roots={
+            "unet": "model.diffusion_model.",
+            "vae": "first_stage_model.",
+            "text_encoder": "cond_stage_model.transformer.text_model.",
+        },
+        open_clip_roots={"text_encoder": "cond_stage_model.model."},
+        versions={768: _VERSION_1, 1024: _VERSION_2},
+        default_version=_VERSION_1,
+    )
 
     def matches(self, model_index: dict[str, object]) -> bool:
         """True for `StableDiffusionPipeline` checkpoints."""

@@ -1,0 +1,77 @@
+"""Textual Inversion files of A1111 and ComfyUI: one safetensors file, whose name is the trigger word.
+
+A Stable Diffusion embedding is the one key `emb_params` [n, D]; an SDXL embedding is `clip_l` and `clip_g`
+(`modules/textual_inversion/textual_inversion.py` of A1111, `comfy/sd1_clip.py` of ComfyUI).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from finetune.artifact import Artifact
+from finetune.errors import ArtifactError
+from finetune.export.headers import Header, model_spec, version_of
+from finetune.families.base import ForeignNames
+
+OTHER_FAMILIES: dict[frozenset[str], str] = {
+    frozenset({"clip_l", "clip_g"}): "SDXL",
+    frozenset({"clip_g"}): "SDXL",
+}
+"""Keys of embedding files -> the family they are for."""
+
+
+def to_a1111(rows: Mapping[str, Tensor], names: ForeignNames) -> dict[str, Tensor]:
+    """Tensors of an embedding file, given the rows [n, D] or [D] of each text encoder."""
+    return {
+        names.embedding_keys[encoder]: tensor[None] if tensor.ndim == 1 else tensor
+        for encoder, tensor in rows.items()
+    }
+
+
+def header_of(
+    note: Artifact, names: ForeignNames, title: str, state: Mapping[str, Tensor]
+) -> Header:
+    """ModelSpec fields of an embedding; its trigger word is the file's name."""
+    width = int(next(iter(state.values())).shape[-1])
+    spec = model_spec(note, version_of(names, width), title, kind="textual-inversion", state=state)
+    return {**spec, "modelspec.trigger_phrase": title}
+
+
+def rows_of(content: Mapping[str, Any], names: ForeignNames, source: Path) -> Tensor:
+    """Rows [n, D] of an embedding file for a base with one text encoder.
+
+    Understood are A1111's own key, diffusers' and the first A1111 form (`string_to_param`). Raises
+    `ArtifactError` for another family's file and for what is no embedding.
+    """
+    other = OTHER_FAMILIES.get(frozenset(content))
+    if other and set(content) != set(names.embedding_keys.values()):
+        raise ArtifactError(
+            f"{source} is an embedding for {other} ({', '.join(sorted(content))}), not for this base."
+        )
+    values = content.get("string_to_param", content)
+    if len(values) != 1:
+        raise ArtifactError(
+            f"{source} is no embedding that can be read: it holds {len(values)} tensors, one is expected."
+        )
+    (rows,) = values.values()
+    if not isinstance(rows, Tensor) or rows.ndim not in (1, 2):
+        raise ArtifactError(
+            f"{source} is no embedding: one row or several of numbers are expected."
+        )
+    rows = rows.detach()
+    return rows[None] if rows.ndim == 1 else rows
+
+
+def to_method(rows: Tensor, token: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings of the method "textual_inversion" and its state, so that `token` stands for `rows`."""
+    settings = {
+        "kind": "textual_inversion",
+        "placeholder_token": token,
+        "num_vectors": len(rows),
+        "initializer_token": "a",  # is overwritten; every CLIP vocabulary has single letters
+    }
+    return settings, {token: (rows[0] if len(rows) == 1 else rows).float()}

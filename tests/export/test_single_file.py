@@ -1,0 +1,169 @@
+"""Whole models in the original layout: every weight has a name there and comes back bit for bit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune.base import BaseConfig, load_base
+from finetune.errors import ArtifactError
+from finetune.export import export_artifact
+from finetune.export.imported import bases_of, open_source
+from finetune.export.original_names import open_clip_to_original, unet_parts, unet_to_original
+from finetune.export.reading import read_safetensors
+
+TUNED = {"train_text_encoder": True}
+
+
+def from_single_file(path: Path, config: Path, **options: Any) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_single_file(
+        str(path), config=str(config), local_files_only=True, safety_checker=None, **options
+    )
+
+
+def weights(pipe: Any) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": value
+        for name in ("unet", "vae", "text_encoder")
+        for key, value in getattr(pipe, name).state_dict().items()
+    }
+
+
+def assert_same_weights(path: Path, folder: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = from_single_file(path, folder)
+    there, before = weights(pipe), weights(StableDiffusionPipeline.from_pretrained(folder))
+    assert there.keys() == before.keys()
+    for key, value in before.items():
+        assert torch.equal(there[key], value), key
+    return pipe
+
+
+def check_round_trip(base: Any, made: Any, outside: Any, tmp_path: Path) -> Path:
+    path = export_artifact(made.folder, "single-file", tmp_path / "dog.safetensors").path
+    pipe = assert_same_weights(path, made.folder)
+    torch.testing.assert_close(outside(pipe, made.prompt), made.latents, atol=1e-5, rtol=0)
+    source = open_source(path)
+    assert (source.kind, source.subject) == ("pipeline", "sks dog")
+    (config,) = bases_of([source], base.source)
+    ours = load_base(config)
+    theirs = weights(pipe)
+    for component, module in ours.modules.items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, theirs[f"{component}.{key}"])
+    return path
+
+
+def test_round_trip_of_stable_diffusion_s_structure(
+    sd_base: Any, make_artifact: Any, outside: Any, tmp_path: Path
+) -> None:
+    made = make_artifact(sd_base, "dreambooth", **TUNED)
+    path = check_round_trip(sd_base, made, outside, tmp_path)
+    state, header = read_safetensors(path)
+    roots = {"model.diffusion_model", "first_stage_model", "cond_stage_model"}
+    assert {re.match(r"model\.diffusion_model|\w+", key)[0] for key in state} == roots
+    # What tells the versions apart in A1111, ComfyUI and diffusers.
+    assert "model.diffusion_model.output_blocks.11.0.skip_connection.weight" in state
+    assert "model.diffusion_model.input_blocks.11.0.in_layers.2.weight" in state
+    assert state["first_stage_model.decoder.mid.attn_1.q.weight"].shape == (8, 8, 1, 1)
+    assert "first_stage_model.encoder.down.2.downsample.conv.weight" in state
+    assert "first_stage_model.decoder.up.1.upsample.conv.weight" in state
+    assert "first_stage_model.decoder.up.0.upsample.conv.weight" not in state
+    is_second = bool(sd_base.denoiser.config.use_linear_projection)
+    first = "cond_stage_model.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
+    second = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    assert (second in state, first in state) == (is_second, not is_second)
+    assert header["modelspec.trigger_phrase"] == "sks dog"
+
+
+def test_number_of_blocks_is_that_of_the_published_checkpoints(sd_base: Any) -> None:
+    """12 input and 12 output blocks; attention in 1 to 8 without the resampling 3 and 6, and 3 to 11."""
+    parts = unet_parts(sd_base.denoiser.config)
+    names = set(parts.values())
+    for side, with_attention in (("input", {1, 2, 4, 5, 7, 8}), ("output", set(range(3, 12)))):
+        found = {int(n.split(".")[1]) for n in names if n.startswith(f"{side}_blocks.")}
+        assert found == set(range(12))
+        attended = {
+            int(n.split(".")[1]) for n in names if re.fullmatch(rf"{side}_blocks\.\d+\.1", n)
+        }
+        assert attended == with_attention
+    assert {n for n in names if n.endswith(".op")} == {f"input_blocks.{i}.0.op" for i in (3, 6, 9)}
+    assert {n for n in names if n.endswith(".conv")} == {
+        "output_blocks.2.1.conv",
+        "output_blocks.5.2.conv",
+        "output_blocks.8.2.conv",
+    }
+
+
+def test_round_trip_of_another_structure(
+    tiny_base: Any, make_artifact: Any, outside: Any, tmp_path: Path
+) -> None:
+    """Two levels of one layer: the names follow from the configuration, not from a list."""
+    check_round_trip(tiny_base, make_artifact(tiny_base, "dreambooth", **TUNED), outside, tmp_path)
+
+
+def test_the_embedded_base_goes_there_and_back(tmp_path: Path, make_artifact: Any) -> None:
+    base = load_base(BaseConfig(source="clay"))
+    made = make_artifact(base, "dreambooth")
+    done = export_artifact(made.folder, "single-file", tmp_path / "clay.safetensors")
+    assert "8 channels scaled by 0.65 and v-prediction" in done.remarks[0]
+    assert_same_weights(done.path, made.folder)
+
+
+def test_half_precision_is_written_when_asked(
+    tiny_base: Any, make_artifact: Any, tmp_path: Path
+) -> None:
+    made = make_artifact(tiny_base, "dreambooth")
+    path = export_artifact(
+        made.folder, "single-file", tmp_path / "dog.safetensors", dtype="float16"
+    ).path
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
+    pipe = from_single_file(path, made.folder, torch_dtype=torch.float16)
+    before = load_file(made.folder / "unet" / "diffusion_pytorch_model.safetensors")
+    for key, value in pipe.unet.state_dict().items():
+        assert torch.equal(value, before[key].half()), key
+
+
+def test_text_encoder_files_with_and_without_prefix_are_the_same(
+    tiny_base: Any, make_artifact: Any, tmp_path: Path
+) -> None:
+    """transformers writes `text_model.` only where the model was read from a file that had it."""
+    from safetensors.torch import save_file
+
+    made = make_artifact(tiny_base, "dreambooth", **TUNED)
+    first = export_artifact(made.folder, "single-file", tmp_path / "a.safetensors").path
+    weight_file = made.folder / "text_encoder" / "model.safetensors"
+    plain = {k.removeprefix("text_model."): v for k, v in load_file(weight_file).items()}
+    for prefix in ("", "text_model."):
+        save_file({f"{prefix}{k}": v for k, v in plain.items()}, weight_file, {"format": "pt"})
+        path = export_artifact(
+            made.folder, "single-file", tmp_path / "b.safetensors", overwrite=True
+        ).path
+        a, b = load_file(first), load_file(path)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_networks_without_original_names_are_refused() -> None:
+    config = {
+        "down_block_types": ["AttnDownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+        "layers_per_block": 1,
+    }
+    with pytest.raises(ArtifactError, match="no name for AttnDownBlock2D"):
+        unet_parts(config)
+    config["down_block_types"] = ["DownBlock2D"]
+    with pytest.raises(
+        ArtifactError, match=r"1 weights of the U-Net, the first is encoder_hid_proj"
+    ):
+        unet_to_original({"encoder_hid_proj.weight": torch.ones(1)}, config)
+    with pytest.raises(ArtifactError, match=r"1 weights of the text encoder, the first is extra"):
+        open_clip_to_original({"extra": torch.ones(1)}, {})
