@@ -195,7 +195,10 @@ def _warn_about_known_word(method: Any, run: Any) -> None:
 def _distinct_names(paths: list[Path]) -> list[str]:
     """A name for each run or artifact, from its folder; numbered where two would be alike."""
     whole = [path.resolve() for path in paths]
-    names = [path.parent.name if path.name == "artifact" else path.name for path in whole]
+    names = [
+        path.parent.name if path.name == "artifact" else path.stem if path.is_file() else path.name
+        for path in whole
+    ]
     if len(set(names)) == len(names):
         return names
     return [f"{number}-{name}" for number, name in enumerate(names, 1)]

@@ -15,7 +15,7 @@ from data_prep.captions import fill_template
 from data_prep.sources import read_records
 from data_prep.transforms import crop_square, decode_all
 from finetune.artifact import artifact_bytes
-from finetune.base import BasePipeline
+from finetune.base import BasePipeline, load_base
 from finetune.config import CompareConfig, MethodLoader, RunConfig, build_run_config, merge
 from finetune.errors import ConfigError
 from finetune.evaluate import (
@@ -25,6 +25,7 @@ from finetune.evaluate import (
     real_similarity,
     subject_similarity,
 )
+from finetune.export.imported import Source, attached, bases_of, open_source
 from finetune.generate import SamplingConfig, generate, labelled_grid
 from finetune.run import (
     RunFolder,
@@ -113,6 +114,29 @@ def method_configs(config: CompareConfig, load_method: MethodLoader) -> dict[str
     return configs
 
 
+def finished_sources(config: CompareConfig) -> dict[str, Source]:
+    """The artifacts of a comparison. Raises `ConfigError` with the row's name."""
+    sources = {}
+    for name, row in config.artifacts.items():
+        if name in (BASE_ROW, *config.methods) or "/" in name:
+            raise ConfigError(f"artifacts.{name}: choose another name for this row.")
+        source = open_source(row.path)
+        if row.subject is None and source.subject is None:
+            raise ConfigError(
+                f"artifacts.{name}.subject is not set, and {row.path} does not say what stands for its "
+                "subject. Give the words, for instance 'sks dog'."
+            )
+        sources[name] = source
+    return sources
+
+
+def base_for(source: Source, base: BasePipeline) -> BasePipeline:
+    """Where an artifact is shown: on `base`, or a whole pipeline made elsewhere by itself."""
+    if source.kind != "pipeline":
+        return base
+    return load_base(bases_of([source], base.source)[0]).to(base.device)
+
+
 def row_pictures(
     base: BasePipeline, config: CompareConfig, sampling: SamplingConfig, subject: str
 ) -> list[list[Image.Image]]:
@@ -158,7 +182,7 @@ def compare(
     overwrite: bool = False,
     announce: Callable[[str], None] = print,
 ) -> Comparison:
-    """Train every method in turn on `base` and compare what they make.
+    """Train every method in turn on `base` and compare what they and finished artifacts make.
 
     Raises `RuntimeError` if a method does not leave the base bit-identical.
     """
@@ -183,7 +207,7 @@ def compare(
     sampling = next(iter(configs.values())).sampling
     sampling = sampling.model_copy(update={"size": sampling.size or size})
 
-    def finish(name: str, subject: str) -> Row:
+    def finish(name: str, subject: str, base: BasePipeline = base) -> Row:
         images = row_pictures(base, config, sampling, subject)
         return Row(
             name,
@@ -199,6 +223,10 @@ def compare(
             methods[name].prepare(base)
         finally:
             methods[name].detach(base)
+    sources = finished_sources(config)
+    for source in sources.values():
+        with attached(source, base, load_method):
+            pass
     base.to(training_device())
     announce(f"{BASE_ROW}: pictures of the class, for reference")
     rows = [finish(BASE_ROW, class_noun)]
@@ -222,6 +250,11 @@ def compare(
         row.artifact_bytes = artifact_bytes(RunFolder(run.output).artifact)
         row.num_steps = result.step
         rows.append(row)
+    for name, source in sources.items():
+        announce(f"{name}: pictures of {config.artifacts[name].path}")
+        place = base_for(source, base)
+        with attached(source, place, load_method) as note:
+            rows.append(finish(name, config.artifacts[name].subject or note.subject, place))
     return Comparison(
         photos=photos,
         columns=plain,

@@ -117,6 +117,15 @@ class RunConfig(Section):
         return self
 
 
+class FinishedRow(Section):
+    """An artifact that is there already, ours or made elsewhere."""
+
+    path: Path
+    """A run, an artifact, or a file or folder of another tool that `finetune generate` takes."""
+    subject: str | None = Field(None, min_length=1)
+    """What stands for the subject in prompts; null takes what the artifact says."""
+
+
 class CompareConfig(Section):
     """Several methods on the same photos, at the same budget, with the same seeds."""
 
@@ -128,6 +137,8 @@ class CompareConfig(Section):
     """Sections of a run (`training`, `optimizer`, `loss`, `sampling`, …) that hold for every method."""
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
     """Row name -> sections of a run that hold for that row; each needs `method.kind`."""
+    artifacts: dict[str, FinishedRow] = Field(default_factory=dict)
+    """Row name -> an artifact to show beside them, made for the same base."""
     prompts: tuple[str, ...] = Field(min_length=1)
     """Columns. `{subject}` becomes each method's phrase, and the class noun for the frozen base."""
     class_prompt: str = "a photo of a {class}"

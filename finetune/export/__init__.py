@@ -72,6 +72,8 @@ def _a1111(
     folder: Path, note: Artifact, names: ForeignNames, title: str, dtype: torch.dtype | None
 ) -> ForeignFile:
     content, _ = read_safetensors(folder / WEIGHT_FILES["textual_inversion"])
+    if note.subject not in content:
+        raise ArtifactError(f"{folder} holds no embedding of {note.subject}; it is damaged.")
     rows = {encoder: content[note.subject] for encoder in names.embedding_keys}
     state = cast(a1111.to_a1111(rows, names), dtype)
     header = a1111.header_of(note, names, title, state)

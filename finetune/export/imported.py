@@ -89,7 +89,7 @@ def _open_file(path: Path, *, allow_pickle: bool) -> Source:
     if path.suffix in PICKLE_SUFFIXES:
         content = read_pickle(path, allow_pickle=allow_pickle)
     elif path.suffix == ".safetensors":
-        content, header = read_safetensors(path, only_if_small=SINGLE_FILE_KEY)
+        content, header = read_safetensors(path, whole_model_root=SINGLE_FILE_KEY)
     else:
         raise ArtifactError(f"{path} is no .safetensors file, so it is no artifact.")
     kind = _kind_of(path, content)

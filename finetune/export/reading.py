@@ -17,17 +17,16 @@ PICKLE_SUFFIXES = {".pt", ".bin", ".ckpt", ".pth"}
 
 
 def read_safetensors(
-    path: Path, *, only_if_small: str | None = None
+    path: Path, *, whole_model_root: str | None = None
 ) -> tuple[dict[str, Tensor], Header]:
     """Tensors and header of a file. Raises `ArtifactError` if it cannot be read.
 
-    A file with a key that begins with `only_if_small` is a whole model: it is left unread, its tensors are
-    empty ones.
+    A file with a key that begins with `whole_model_root` is left unread, its tensors are empty ones.
     """
     try:
         with safe_open(path, "pt") as content:
             names, header = list(content.keys()), content.metadata() or {}
-            if only_if_small and any(name.startswith(only_if_small) for name in names):
+            if whole_model_root and any(name.startswith(whole_model_root) for name in names):
                 return dict.fromkeys(names, torch.empty(0)), header
             return {name: content.get_tensor(name) for name in names}, header
     except (OSError, SafetensorError) as error:

@@ -95,6 +95,24 @@ def test_round_trip_gives_the_same_pictures_in_diffusers_and_here(
     torch.testing.assert_close(here, made.latents, atol=1e-5, rtol=0)
 
 
+def test_round_trip_on_the_embedded_base(
+    make_artifact: Any, outside: Any, through_import: Any, tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    from finetune.base import BaseConfig, load_base
+    from finetune.bases import embedded_bases
+
+    clay = load_base(BaseConfig(source="clay"))
+    made = make_artifact(clay, "lora", rank=8, alpha=4.0, **TEXT)
+    path = exported(made, tmp_path)
+    pipe = StableDiffusionPipeline.from_pretrained(embedded_bases()["clay"])
+    pipe.load_lora_weights(path)
+    torch.testing.assert_close(outside(pipe, made.prompt), made.latents, atol=1e-4, rtol=0)
+    here = through_import(clay, path, made.prompt)
+    torch.testing.assert_close(here, made.latents, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_updates_computed_by_hand_from_the_file_are_peft_s(
     tiny_base: Any, make_artifact: Any, tmp_path: Path, variant: str

@@ -14,7 +14,12 @@ from finetune.base import BaseConfig, load_base
 from finetune.errors import ArtifactError
 from finetune.export import export_artifact
 from finetune.export.imported import bases_of, open_source
-from finetune.export.original_names import open_clip_to_original, unet_parts, unet_to_original
+from finetune.export.original_names import (
+    open_clip_to_original,
+    unet_parts,
+    unet_to_original,
+    vae_to_original,
+)
 from finetune.export.reading import read_safetensors
 
 TUNED = {"train_text_encoder": True}
@@ -101,6 +106,33 @@ def test_number_of_blocks_is_that_of_the_published_checkpoints(sd_base: Any) -> 
         "output_blocks.5.2.conv",
         "output_blocks.8.2.conv",
     }
+
+
+def test_names_cover_stable_diffusion_1_at_its_real_size() -> None:
+    """The published file has 686 weights of the U-Net and 248 of the autoencoder; no memory is taken."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import (
+        convert_ldm_unet_checkpoint,
+        convert_ldm_vae_checkpoint,
+    )
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
+    for network, convert, back, root, count in (
+        (unet, unet_to_original, convert_ldm_unet_checkpoint, "model.diffusion_model.", 686),
+        (vae, vae_to_original, convert_ldm_vae_checkpoint, "first_stage_model.", 248),
+    ):
+        state = network.state_dict()
+        there = convert(state, network.config)
+        assert len(there) == len(state) == count
+        returned = back({f"{root}{key}": value for key, value in there.items()}, network.config)
+        assert {k: v.shape for k, v in returned.items()} == {k: v.shape for k, v in state.items()}
 
 
 def test_round_trip_of_another_structure(
