@@ -280,11 +280,13 @@ def generate(
     )
     sources = [open_source(path, allow_pickle=allow_pickle) for path in artifacts]
     for path, source in zip(artifacts, sources, strict=True):
-        if source.subject is None and any("{subject}" in template for template in templates):
-            raise UserError(
-                f"{path} does not say what stands for its subject. Write the words themselves in place of "
-                "{subject}."
-            )
+        unknown = [] if source.note else ["{class}"]
+        unknown += [] if source.subject else ["{subject}"]
+        for word in unknown:
+            if any(word in template for template in templates):
+                raise UserError(
+                    f"{path} does not say what {word} is. Write the words themselves in its place."
+                )
     bases = bases_of(sources, base)
     rows = []
     loaded, loaded_from = None, None

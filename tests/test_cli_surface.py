@@ -552,7 +552,9 @@ def test_generate_with_files_of_other_tools_that_cannot_be_used(
     state = {f"{module}.{side}": torch.ones(shape) for side, shape in sides.items()}
     save_file(state, file)
     nameless = refusal("generate", file, "--base", tiny_folder, *prompt)
-    assert "does not say what stands for its subject" in nameless
+    assert "does not say what {subject} is. Write the words themselves" in nameless
+    classless = refusal("generate", file, "--base", tiny_folder, "--prompt", "a {class}")
+    assert "does not say what {class} is" in classless
     torch.save({"*": torch.ones(16)}, tmp_path / "old.pt")
     pickle = refusal("generate", tmp_path / "old.pt", "--base", tiny_folder, *prompt)
     assert "is a pickle, which can run code when it is read" in pickle

@@ -53,6 +53,8 @@ def rows_of(content: Mapping[str, Any], names: ForeignNames, source: Path) -> Te
             f"{source} is an embedding for {other} ({', '.join(sorted(content))}), not for this base."
         )
     values = content.get("string_to_param", content)
+    if not isinstance(values, Mapping):
+        raise ArtifactError(f"{source} is no embedding: its string_to_param is no table.")
     if len(values) != 1:
         raise ArtifactError(
             f"{source} is no embedding that can be read: it holds {len(values)} tensors, one is expected."

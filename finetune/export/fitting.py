@@ -25,8 +25,9 @@ def fit_updates(updates: Updates, base: BasePipeline, source: Path) -> Updates:
             f"{source} has a DoRA magnitude for {magnitudes} of {len(updates)} modules; for all or none is "
             "expected."
         )
+    weights = _weights(base)
     for (component, module), update in updates.items():
-        weight = _weight(base, component, module)
+        weight = weights.get((component, module))
         if weight is None:
             raise ArtifactError(
                 f"{source} was made for another base than {base.source}: it updates {component}.{module}, "
@@ -48,11 +49,14 @@ def fit_updates(updates: Updates, base: BasePipeline, source: Path) -> Updates:
     return fitted
 
 
-def _weight(base: BasePipeline, component: str, module: str) -> Tensor | None:
-    network = base.modules.get(component)
-    modules = {} if network is None else dict(network.named_modules())
-    layer = modules.get(module, modules.get(f"{TEXT_PREFIX}{module}"))
-    return layer.weight if isinstance(layer, (nn.Linear, nn.Conv2d)) else None
+def _weights(base: BasePipeline) -> dict[tuple[str, str], Tensor]:
+    """Weights of all matrices and convolutions, named as in `Updates`."""
+    return {
+        (component, name.removeprefix(TEXT_PREFIX)): module.weight
+        for component, network in base.modules.items()
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    }
 
 
 def _reshaped(update: LowRankUpdate, weight: Tensor) -> LowRankUpdate | None:

@@ -34,6 +34,7 @@ from finetune.export.headers import Header, trigger_phrase
 from finetune.export.low_rank import parse_diffusers_key, read_diffusers, to_method
 from finetune.export.reading import PICKLE_SUFFIXES, read_pickle, read_safetensors
 from finetune.families import FAMILIES
+from finetune.families.base import ForeignNames
 
 Kind = Literal["ours", "pipeline", "kohya", "diffusers", "embedding"]
 SINGLE_FILE_KEY = "model.diffusion_model."
@@ -65,22 +66,21 @@ def open_source(path: Path, *, allow_pickle: bool = False) -> Source:
     """
     if path.is_file():
         return _open_file(path, allow_pickle=allow_pickle)
-    if (path / "artifact" / NOTE).is_file() or (path / NOTE).is_file():
-        folder = find_artifact(path)
-        note = read_artifact(folder)
-        return Source(folder, "ours", note.subject, note, {}, {})
-    if (path / "model_index.json").is_file():
-        return Source(path, "pipeline", None, None, {}, {})
-    for name in WEIGHT_FILES.values():
-        for file in (path / name, (path / name).with_suffix(".bin")):
-            if file.is_file():
-                return _open_file(file, allow_pickle=allow_pickle)
-    if (path / "adapter_config.json").is_file():
-        raise ArtifactError(
-            f"{path} is a folder of PEFT's own, which does not name its networks. Save it with diffusers' "
-            "save_lora_weights and give that."
-        )
-    return Source(find_artifact(path), "ours", None, None, {}, {})  # raises, and says why
+    if not any((folder / NOTE).is_file() for folder in (path / "artifact", path)):
+        if (path / "model_index.json").is_file():
+            return Source(path, "pipeline", None, None, {}, {})
+        for name in WEIGHT_FILES.values():
+            for file in (path / name, (path / name).with_suffix(".bin")):
+                if file.is_file():
+                    return _open_file(file, allow_pickle=allow_pickle)
+        if (path / "adapter_config.json").is_file():
+            raise ArtifactError(
+                f"{path} is a folder of PEFT's own, which does not name its networks. Save it with "
+                "diffusers' save_lora_weights and give that."
+            )
+    folder = find_artifact(path)
+    note = read_artifact(folder)
+    return Source(folder, "ours", note.subject, note, {}, {})
 
 
 def _open_file(path: Path, *, allow_pickle: bool) -> Source:
@@ -93,6 +93,10 @@ def _open_file(path: Path, *, allow_pickle: bool) -> Source:
     else:
         raise ArtifactError(f"{path} is no .safetensors file, so it is no artifact.")
     kind = _kind_of(path, content)
+    if kind != "embedding":
+        for name, value in content.items():
+            if not isinstance(value, Tensor):
+                raise ArtifactError(f"{path} is no LoRA that can be read: {name} is no tensor.")
     subject = trigger_phrase(header)
     if kind == "embedding":
         subject = _token(path, content)
@@ -185,12 +189,6 @@ def bases_of(sources: Sequence[Source], base: str | None) -> list[BaseConfig]:
 
 def fit(source: Source, base: BasePipeline) -> tuple[Artifact, dict[str, Tensor]]:
     """Note and method state of an artifact made elsewhere. Raises `ArtifactError` if it does not fit."""
-    names = base.family.foreign_names
-    if names is None:
-        raise ArtifactError(
-            f"{source.path} cannot be put onto {base.source}: nothing can be imported for the family "
-            f"{base.family.name}."
-        )
     note = Artifact(
         format="pipeline",
         method={},
@@ -204,29 +202,40 @@ def fit(source: Source, base: BasePipeline) -> tuple[Artifact, dict[str, Tensor]
     )
     if source.kind == "pipeline":
         return note, {}
+    names = base.family.foreign_names
+    if names is None:
+        raise ArtifactError(
+            f"{source.path} cannot be put onto {base.source}: nothing can be imported for the family "
+            f"{base.family.name}."
+        )
     if source.kind == "embedding":
-        token = str(source.subject).lower()  # CLIP's tokenizer knows no capitals
-        if token in base.components.tokenizers["tokenizer"].get_vocab():
-            token = f"<{token}>"
-        rows = a1111.rows_of(source.content, names, source.path)
-        encoder: Any = base.components.text_encoders["text_encoder"]
-        width = encoder.get_input_embeddings().weight.shape[1]
-        if rows.shape[1] != width:
-            made_for = names.versions.get(rows.shape[1])
-            raise ArtifactError(
-                f"{source.path} holds vectors of {rows.shape[1]} numbers"
-                f"{f' (as for {made_for.title})' if made_for else ''}; the text encoder of {base.source} "
-                f"takes {width}. Give the base it was made for."
-            )
+        token, rows = _fit_embedding(source, base, names)
         settings, state = a1111.to_method(rows, token)
-        note = replace(note, format="textual_inversion", method=settings, subject=token)
-        return note, state
+        return replace(note, format="textual_inversion", method=settings, subject=token), state
     if source.kind == "kohya":
         updates = kohya.read_kohya(source.content, base, source.path)
     else:
         updates = read_diffusers(source.content, source.header)
     settings, state = to_method(fit_updates(updates, base, source.path), base)
     return replace(note, format="lora", method=settings), state
+
+
+def _fit_embedding(source: Source, base: BasePipeline, names: ForeignNames) -> tuple[str, Tensor]:
+    """Word and rows [n, D] of an embedding."""
+    token = str(source.subject).lower()  # CLIP's tokenizer knows no capitals
+    if token in base.components.tokenizers["tokenizer"].get_vocab():
+        token = f"<{token}>"
+    rows = a1111.rows_of(source.content, names, source.path)
+    encoder: Any = base.components.text_encoders["text_encoder"]
+    width = encoder.get_input_embeddings().weight.shape[1]
+    if rows.shape[1] != width:
+        made_for = names.versions.get(rows.shape[1])
+        raise ArtifactError(
+            f"{source.path} holds vectors of {rows.shape[1]} numbers"
+            f"{f' (as for {made_for.title})' if made_for else ''}; the text encoder of {base.source} "
+            f"takes {width}. Give the base it was made for."
+        )
+    return token, rows
 
 
 def with_token(prompt: str, note: Artifact) -> str:

@@ -9,6 +9,7 @@ ComfyUI divides by the norms of the weight before the update, A1111 works on col
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,12 @@ from finetune.export.headers import (
     model_spec,
     version_of,
 )
-from finetune.export.low_rank import TEXT_PREFIX, LowRankUpdate, Updates, collect_updates
+from finetune.export.low_rank import (
+    TEXT_PREFIX,
+    Updates,
+    collect_updates,
+    text_path,
+)
 from finetune.export.original_names import unet_name, unet_parts
 from finetune.families.base import ForeignNames
 
@@ -46,8 +52,7 @@ _OTHER_ALGORITHMS = {"hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "lora_mid"
 
 def kohya_name(names: ForeignNames, component: str, module: str) -> str:
     """The name of a module in a kohya file, for instance `lora_te_text_model_encoder_layers_0_mlp_fc1`."""
-    is_text = component in names.embedding_keys
-    path = f"{TEXT_PREFIX}{module}" if is_text else module
+    path = text_path(module) if component in names.embedding_keys else module
     return f"{names.kohya_prefixes[component][0]}_{path.replace('.', '_')}"
 
 
@@ -112,16 +117,17 @@ def modules_by_kohya_name(base: BasePipeline, names: ForeignNames) -> dict[str, 
     for component, prefixes in names.kohya_prefixes.items():
         network: Any = base.modules[component]
         is_text = component in base.components.text_encoders
-        parts = unet_parts(network.config) if component == "unet" else {}
+        parts = {}
+        if component == "unet":
+            with contextlib.suppress(ArtifactError):  # other blocks have no original names
+                parts = unet_parts(network.config)
         for path, module in network.named_modules():
             if not isinstance(module, (nn.Linear, nn.Conv2d)):
                 continue
             plain = path.removeprefix(TEXT_PREFIX)
-            spellings = [f"{TEXT_PREFIX}{plain}" if is_text else plain]
-            if original := unet_name(plain, parts):
-                spellings.append(original)
+            spellings = [text_path(plain) if is_text else plain, unet_name(plain, parts)]
             for prefix in prefixes:
-                for spelling in spellings:
+                for spelling in filter(None, spellings):
                     found[f"{prefix}_{spelling.replace('.', '_')}"] = (component, plain)
     return found
 
@@ -167,8 +173,5 @@ def algorithm_of(state: Mapping[str, Tensor]) -> str:
 
 def remarks(updates: Updates) -> list[str]:
     """What the user should know of a kohya file of `updates`."""
-    return [DORA_REMARK] if any(map(_has_magnitude, updates.values())) else []
-
-
-def _has_magnitude(update: LowRankUpdate) -> bool:
-    return update.magnitude is not None
+    has_dora = any(update.magnitude is not None for update in updates.values())
+    return [DORA_REMARK] if has_dora else []

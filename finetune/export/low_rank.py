@@ -66,6 +66,11 @@ _NAMES = (
 _SIDES = {"A": "down", "B": "up", "lora_magnitude_vector": "magnitude"}
 
 
+def text_path(module: str) -> str:
+    """Name in files of a text encoder's module: `text_model.` before all but the projection."""
+    return f"{TEXT_PREFIX}{module}" if module.startswith("encoder.") else module
+
+
 def parse_diffusers_key(key: str) -> tuple[str, str, str] | None:
     """Component, module and "down", "up", "magnitude" or "alpha" of a key; None for another key."""
     component, _, name = key.partition(".")
@@ -91,10 +96,14 @@ def collect_updates(
                 "the update; it is damaged or no LoRA."
             )
         down, up = tensors["down"], tensors["up"]
+        if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1] != down.shape[0]:
+            raise ArtifactError(
+                f"The update of {'.'.join(place)} is of {tuple(up.shape)} and {tuple(down.shape)}, which "
+                "cannot be multiplied; the file is damaged or of another kind."
+            )
+        alpha = default_alpha.get(place, float(down.shape[0]))
         if "alpha" in tensors:
-            alpha = float(tensors["alpha"])
-        else:
-            alpha = default_alpha.get(place, float(down.shape[0]))
+            alpha = float(tensors["alpha"].flatten()[0])
         magnitude = tensors.get("magnitude")
         if magnitude is not None and magnitude.numel() != up.shape[0]:
             raise ArtifactError(
@@ -140,7 +149,7 @@ def scaled_alpha(settings: Mapping[str, Any], component: str, module: str, *, ra
     """
     alpha = float(settings[f"{component}.lora_alpha"])
     for ending, own in (settings.get(f"{component}.alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({ending})$", module):
+        if any(re.match(rf"(.*\.)?({ending})$", name) for name in (module, TEXT_PREFIX + module)):
             alpha = float(own)
             break
     return alpha * math.sqrt(rank) if settings.get(f"{component}.use_rslora") else alpha
@@ -171,8 +180,7 @@ def to_method(updates: Updates, base: BasePipeline) -> tuple[dict[str, Any], dic
     }
     state = {}
     for (component, module), update in updates.items():
-        prefix = TEXT_PREFIX if component != denoiser else ""
-        name = f"{component}.{prefix}{module}"
+        name = f"{component}.{module if component == denoiser else text_path(module)}"
         state[f"{name}.lora_A.weight"] = update.down.float()
         state[f"{name}.lora_B.weight"] = update.up.float()
         if update.magnitude is not None:

@@ -137,3 +137,9 @@ def test_a_pickle_is_read_only_when_allowed_and_then_only_tensors(
     path.write_bytes(b"")
     with pytest.raises(ArtifactError, match="is damaged"):
         open_source(path, allow_pickle=True)
+    torch.save({"string_to_param": rows}, path)
+    with pytest.raises(ArtifactError, match="is no table"):
+        fit(open_source(path, allow_pickle=True), tiny_base)
+    torch.save({"lora_unet_conv_in.alpha": 1.0}, path)
+    with pytest.raises(ArtifactError, match=r"lora_unet_conv_in\.alpha is no tensor"):
+        open_source(path, allow_pickle=True)

@@ -533,3 +533,13 @@ def test_other_families_and_algorithms_are_named(
 def test_half_an_update_is_refused(tiny_base: Any, tmp_path: Path) -> None:
     state = {"unet.conv_in.lora_A.weight": torch.ones(2, 2)}
     assert "not both halves" in refusal(state, tiny_base, tmp_path / "half.safetensors")
+
+
+def test_halves_that_cannot_be_multiplied_are_refused(tiny_base: Any, tmp_path: Path) -> None:
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    for down, up in (((2, 16), (16, 3)), ((2,), (16, 2)), ((), ())):
+        state = {
+            f"{name}.lora_down.weight": torch.ones(down),
+            f"{name}.lora_up.weight": torch.ones(up),
+        }
+        assert "cannot be multiplied" in refusal(state, tiny_base, tmp_path / "bad.safetensors")
