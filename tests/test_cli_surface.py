@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -561,3 +563,27 @@ def test_generate_with_files_of_other_tools_that_cannot_be_used(
     (tmp_path / "model.ckpt").write_bytes(b"no pickle")
     damaged = refusal("generate", tmp_path / "model.ckpt", "--allow-pickle", *prompt)
     assert "holds more than tensors or is damaged" in damaged
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file-size limit")
+def test_export_to_a_full_disk_keeps_what_was_there(finished_run: Path, tmp_path: Path) -> None:
+    """A file-size limit in a process of its own stands for the disk."""
+    file = tmp_path / "dog.safetensors"
+    kohya = ["export", str(finished_run), "--format", "kohya", "--output", str(file)]
+    assert invoke(*kohya).exit_code == 0
+    before = file.read_bytes()
+    program = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "from finetune.cli import app\n"
+        "app(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-B", "-c", program, *kohya, "--overwrite"]
+    root = Path(__file__).resolve().parent.parent
+    result = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert result.returncode == 2, result.stderr
+    assert "could not be written" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert file.read_bytes() == before
+    assert list(tmp_path.glob(".*partial")) == []

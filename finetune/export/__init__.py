@@ -177,5 +177,6 @@ def _copy(folder: Path, output: Path, dtype: str | None, *, overwrite: bool) -> 
             f"--output: {output} overlaps the artifact itself. Choose another folder."
         )
     with atomic_folder(output) as temporary:
-        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        # Content only: safetensors makes files that their owner alone may read.
+        shutil.copytree(folder, temporary, copy_function=shutil.copyfile, dirs_exist_ok=True)
     return Export(output, [])

@@ -94,7 +94,10 @@ def save_tensors(state: Mapping[str, Tensor], path: Path, header: Header) -> Non
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     partial = path.with_name(f".{path.name}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(tensors, partial, {"format": "pt", **header})
+        partial.chmod(mode)  # safetensors makes files that their owner alone may read
         partial.replace(path)
     except SafetensorError as error:
         raise ArtifactError(

@@ -68,6 +68,19 @@ def test_a_copied_artifact_is_one(
     torch.testing.assert_close(here, made.latents, atol=0, rtol=0)
 
 
+def test_other_users_may_read_what_is_exported_as_any_new_file(
+    tiny_base: Any, make_artifact: Any, tmp_path: Path
+) -> None:
+    """ComfyUI often runs as another user, and safetensors 0.8 writes for the owner alone."""
+    made = make_artifact(tiny_base, "lora", rank=4)
+    (tmp_path / "plain").touch()
+    usual = (tmp_path / "plain").stat().st_mode
+    file = export_artifact(made.folder, "kohya", tmp_path / "dog.safetensors").path
+    copy = export_artifact(made.folder, "diffusers", tmp_path / "copy").path
+    assert {path.stat().st_mode for path in (file, *copy.iterdir())} == {usual}
+    assert [path for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
+
+
 def test_a_diffusers_folder_is_its_own_base(
     tiny_base: Any, make_artifact: Any, tmp_path: Path
 ) -> None:

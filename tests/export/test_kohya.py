@@ -133,8 +133,6 @@ def test_updates_computed_by_hand_from_the_file_are_peft_s(
 
 def test_names_are_those_of_the_sd_1_files_in_the_wild(sd_base: Any, make_artifact: Any) -> None:
     """sd-scripts makes 192 modules of SD 1.x's U-Net; ComfyUI (`comfy/lora.py`) looks for these names."""
-    if sd_base.denoiser.config.use_linear_projection:
-        pytest.skip("the names do not depend on it")
     expected = set()
     blocks = [f"down_blocks_{level}_attentions_{i}" for level in (0, 1, 2) for i in (0, 1)]
     blocks += ["mid_block_attentions_0"]
