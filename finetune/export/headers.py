@@ -43,7 +43,7 @@ def model_spec(
         "modelspec.title": title,
         "modelspec.resolution": f"{note.size}x{note.size}",
         "modelspec.description": f"{note.method['kind']} on {note.base['source']}, by {note.made_by}",
-        "modelspec.trigger_phrase": note.subject,
+        "modelspec.trigger_phrase": note.subject.strip(),
         "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
         "modelspec.hash_sha256": f"0x{tensor_hash(state)}",
     }
@@ -53,6 +53,7 @@ def kohya_header(
     note: Artifact, version: ModelVersion, title: str, *, ranks: list[int], alphas: list[float]
 ) -> Header:
     """`ss_*` fields of a LoRA; A1111 shows the trigger words from `ss_tag_frequency`."""
+    subject = note.subject.strip()
     return {
         "ss_v2": str(version.kohya == "sd_v2"),
         "ss_base_model_version": version.kohya,
@@ -63,7 +64,7 @@ def kohya_header(
         "ss_output_name": title,
         "ss_sd_model_name": str(note.base["source"]),
         "ss_resolution": f"({note.size}, {note.size})",
-        "ss_tag_frequency": json.dumps({f"1_{note.subject}": {note.subject: 1}}),
+        "ss_tag_frequency": json.dumps({f"1_{subject}": {subject: 1}}),
     }
 
 

@@ -135,6 +135,53 @@ def test_names_cover_stable_diffusion_1_at_its_real_size() -> None:
         assert {k: v.shape for k, v in returned.items()} == {k: v.shape for k, v in state.items()}
 
 
+def test_names_cover_sdxl_s_networks_too() -> None:
+    """What is left for that family is a table: its U-Net's 1,680 weights and OpenCLIP's projection."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import (
+        convert_ldm_unet_checkpoint,
+        convert_open_clip_checkpoint,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+    state = unet.state_dict()
+    there = unet_to_original(state, unet.config)
+    assert len(there) == len(state) == 1680
+    assert "output_blocks.5.2.conv.weight" in there
+    rooted = {f"model.diffusion_model.{key}": value for key, value in there.items()}
+    back = convert_ldm_unet_checkpoint(rooted, unet.config)
+    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in state.items()}
+
+    text = CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=2, projection_dim=12, hidden_act="gelu",
+            bos_token_id=0, eos_token_id=19,
+        )
+    )  # fmt: skip
+    root = "conditioner.embedders.1.model."
+    there = open_clip_to_original(text.state_dict(), {})
+    assert there["text_projection"].shape == (16, 12)
+    rooted = {f"{root}{key}": value for key, value in there.items()}
+    back = convert_open_clip_checkpoint(text, rooted, prefix=root)
+    before = text.state_dict()
+    assert back.keys() == before.keys()
+    assert all(torch.equal(back[key], before[key]) for key in before)
+
+
 def test_round_trip_of_another_structure(
     tiny_base: Any, make_artifact: Any, outside: Any, tmp_path: Path
 ) -> None:
