@@ -119,7 +119,7 @@ def train(
     Example: finetune train configs/clay/lora.yaml data.photos=my_dog data.class_noun=dog
     """
     from finetune.artifact import NOTE
-    from finetune.base import load_base
+    from finetune.base import load_base, recognise_base
     from finetune.run import (
         RunFolder,
         check_family,
@@ -146,8 +146,9 @@ def train(
     if resume is not None and (RunFolder(run.output).artifact / NOTE).is_file():
         typer.echo(f"{resume} is finished already; its artifact is in {resume}/artifact.")
         return
+    family = recognise_base(run.base)
+    check_family(method, family, source=run.base.source, kind=run.method.kind)
     base = load_base(run.base)
-    check_family(method, base, run.method.kind)
     _warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.
     data = prepare_training(base, method, run)
@@ -366,18 +367,22 @@ def compare(
 
     Example: finetune compare configs/clay/compare.yaml data.photos=my_dog data.class_noun=dog
     """
-    from finetune.base import load_base
+    from finetune.base import load_base, recognise_base
     from finetune.compare import compare as run_comparison
     from finetune.compare import method_configs, save_comparison
     from finetune.config import CompareConfig, validate
     from finetune.errors import CheckpointError
     from finetune.report import write_page
+    from finetune.run import check_family
     from methods import load_method
 
     settings = validate(CompareConfig, _config_values(config, overrides), str(config))
+    family = recognise_base(settings.base)
     for run in method_configs(settings, load_method).values():
         _check_identifier(run)
-        _warn_about_known_word(load_method(run.method.kind)(run.method), run)
+        method = load_method(run.method.kind)(run.method)
+        check_family(method, family, source=run.base.source, kind=run.method.kind)
+        _warn_about_known_word(method, run)
     if (settings.output / "results.json").exists() and not overwrite:
         raise CheckpointError(
             f"{settings.output} holds a comparison. Replace it with --overwrite or choose another "

@@ -194,7 +194,8 @@ def compare(
         )
     methods = {name: load_method(run.method.kind)(run.method) for name, run in configs.items()}
     for name, method in methods.items():
-        check_family(method, base, configs[name].method.kind)
+        kind = configs[name].method.kind
+        check_family(method, base.family, source=base.source, kind=kind)
     size = config.data.size or base.family.default_size(base.components)
     photos = [crop_square(p.image, size)[0] for p in decode_all(read_records(config.data))]
     scorer = ClipScorer.load()

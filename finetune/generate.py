@@ -88,17 +88,16 @@ def generate_latents(
             ]
             noise = normal_like(shape, generators)
             finished.append(
-                pipe(
-                    prompt=chosen,
-                    negative_prompt=[sampling.negative_prompt] * len(chosen),
-                    num_inference_steps=sampling.num_steps,
+                base.family.sample(
+                    pipe,
+                    noise.to(reference),
+                    prompts=chosen,
+                    negative_prompt=sampling.negative_prompt,
+                    size=size,
+                    num_steps=sampling.num_steps,
                     guidance_scale=sampling.guidance_scale,
-                    height=size,
-                    width=size,
-                    latents=noise.to(reference),
-                    generator=generators,
-                    output_type="latent",
-                ).images
+                    generators=generators,
+                )
             )
     return torch.cat(finished)
 

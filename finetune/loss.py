@@ -101,11 +101,10 @@ class Objective:
         target = process.target(latents, noise, timesteps)
         if self.match_base and frozen is not None and bool(batch.is_class.any()):
             rows = batch.is_class.nonzero()[:, 0].to(base.device)
-            prompts = [batch.prompts[row] for row in rows.tolist()]
+            part = batch[rows.tolist()]
             with torch.no_grad(), frozen(base):
-                answer = base.denoise(
-                    noisy_latents[rows], timesteps[rows], base.encode_prompts(prompts), batch
-                )
+                conditioning = base.encode_prompts(part.prompts)
+                answer = base.denoise(noisy_latents[rows], timesteps[rows], conditioning, part)
             target = target.index_copy(0, rows, answer.float())
         conditioning = base.encode_prompts(batch.prompts)
         model_output = base.denoise(noisy_latents, timesteps, conditioning, batch)

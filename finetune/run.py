@@ -26,8 +26,9 @@ from finetune.artifact import save_artifact
 from finetune.base import BasePipeline
 from finetune.config import RunConfig, differences, read_yaml, to_yaml
 from finetune.errors import ArtifactError, CheckpointError
+from finetune.families.base import ModelFamily
 from finetune.generate import SamplingConfig, generate, generate_latents, labelled_grid
-from finetune.method import Method
+from finetune.method import Method, why_unsupported
 from finetune.seeding import derive_seed
 from finetune.train import TrainResult, train, training_device
 
@@ -51,13 +52,12 @@ class RunFolder:
         return self.path / "artifact"
 
 
-def check_family(method: Method, base: BasePipeline, kind: str) -> None:
-    """Raise `ArtifactError` if `method` cannot train this base's family."""
-    families = method.requirements().families
-    if base.family.name not in families:
+def check_family(method: Method, family: ModelFamily, *, source: str, kind: str) -> None:
+    """Raise `ArtifactError` if `method` cannot train bases of `family`; `source` names the base."""
+    reason = why_unsupported(method.requirements(), family)
+    if reason is not None:
         raise ArtifactError(
-            f"The method {kind} trains {', '.join(families)} bases; {base.source} is of the family "
-            f"{base.family.name}."
+            f"The method {kind} cannot train {source}, which is of the family {family.name}: {reason}."
         )
 
 

@@ -17,21 +17,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
 
 
-def build_tiny_pipeline(folder: Path, *, prediction_type: str = "v_prediction") -> None:
-    from diffusers import (
-        AutoencoderKL,
-        DDPMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel
+def tiny_text_config(tokenizer: Any, **settings: Any) -> Any:
+    from transformers import CLIPTextConfig
 
-    from data_prep.clay.world import all_words
-    from finetune.pretrain.tokenizer import build_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(all_words())
-    text_config = CLIPTextConfig(
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=32,
@@ -41,17 +30,47 @@ def build_tiny_pipeline(folder: Path, *, prediction_type: str = "v_prediction") 
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **settings,
     )
+
+
+def tiny_vae(**settings: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        **{"latent_channels": 4, "scaling_factor": 0.5, **settings},
+    )
+
+
+def tiny_scheduler(prediction_type: str) -> Any:
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction_type,
+        clip_sample=False,
+        steps_offset=1,
+    )
+
+
+def build_tiny_pipeline(folder: Path, *, prediction_type: str = "v_prediction") -> None:
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    from data_prep.clay.world import all_words
+    from finetune.pretrain.tokenizer import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(all_words())
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            scaling_factor=0.5,
-        ),
-        text_encoder=CLIPTextModel(text_config),
+        vae=tiny_vae(),
+        text_encoder=CLIPTextModel(tiny_text_config(tokenizer)),
         tokenizer=tokenizer,
         unet=UNet2DConditionModel(
             sample_size=8,
@@ -65,17 +84,49 @@ def build_tiny_pipeline(folder: Path, *, prediction_type: str = "v_prediction") 
             attention_head_dim=2,
             norm_num_groups=4,
         ),
-        scheduler=DDPMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            prediction_type=prediction_type,
-            clip_sample=False,
-            steps_offset=1,
-        ),
+        scheduler=tiny_scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder, safe_serialization=True)
+
+
+def build_tiny_sdxl(folder: Path, *, prediction_type: str = "epsilon") -> None:
+    """Two text encoders of 16 and 24 numbers, pooled to 12; the second has OpenCLIP's activation."""
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    from data_prep.clay.world import all_words
+    from finetune.pretrain.tokenizer import build_tokenizer
+
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer(all_words())
+    second = tiny_text_config(tokenizer, projection_dim=12, hidden_act="gelu")
+    second.hidden_size, second.intermediate_size = 24, 48
+    pipe = StableDiffusionXLPipeline(
+        vae=tiny_vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=CLIPTextModel(tiny_text_config(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(second),
+        tokenizer=tokenizer,
+        tokenizer_2=build_tokenizer(all_words()),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=40,
+            attention_head_dim=2,
+            norm_num_groups=4,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=12 + 6 * 8,
+        ),
+        scheduler=tiny_scheduler(prediction_type),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
     )
     pipe.save_pretrained(folder, safe_serialization=True)
 
@@ -84,6 +135,23 @@ def build_tiny_pipeline(folder: Path, *, prediction_type: str = "v_prediction") 
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "base"
     build_tiny_pipeline(folder)
+    return folder
+
+
+FAMILY_BUILDERS: dict[str, Callable[[Path], None]] = {"sdxl": build_tiny_sdxl}
+"""Family beside `sd` -> builds a tiny pipeline of its real classes."""
+
+
+@pytest.fixture(scope="session")
+def family_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family's tiny pipeline, built when first asked for."""
+    root = tmp_path_factory.mktemp("families")
+
+    def folder(name: str) -> Path:
+        if not (root / name).is_dir():
+            FAMILY_BUILDERS[name](root / name)
+        return root / name
+
     return folder
 
 

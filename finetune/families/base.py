@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class Components:
     vae: Any
     denoiser: Any
     scheduler: Any
+    pipeline_settings: dict[str, Any] = field(default_factory=dict)
+    """What the pipeline is told beside its parts."""
 
     def modules(self, denoiser_name: str) -> dict[str, nn.Module]:
         """All networks by pipeline name."""
@@ -73,6 +76,17 @@ class ForeignNames:
     """Width of the prompt embeddings -> version, for headers and messages."""
     default_version: ModelVersion
     """The version that other tools take a base of another width for."""
+    vae_scaling_factor: float = 0.18215
+    """The scaling factor that other tools assume for its autoencoder."""
+
+    def row_keys(self, token: str) -> dict[str, str]:
+        """Text encoder -> key of a new word's rows in `learned_embeds.safetensors`.
+
+        The word itself, as diffusers has it; where several encoders learn it, the keys of A1111 files.
+        """
+        if len(self.embedding_keys) > 1:
+            return self.embedding_keys
+        return dict.fromkeys(self.embedding_keys, token)
 
 
 class ModelFamily(ABC):
@@ -81,16 +95,41 @@ class ModelFamily(ABC):
     name: str
     denoiser_name: str
     """Pipeline name of the denoiser: "unet" or "transformer"."""
+    trainable_text_encoders: dict[str, str]
+    """Text encoder that methods may train -> its tokenizer."""
+    why_no_new_words: str | None = None
+    """Why no new word can be taught to its text encoders; None where it can."""
+    optional_components: tuple[str, ...] = ()
+    """Networks that a base may lack, or that may be left out."""
     foreign_names: ForeignNames | None = None
     """None where artifacts can be neither exported nor imported."""
+
+    def component_names(self, roles: Collection[str]) -> tuple[str, ...]:
+        """Pipeline names of networks given by role ("denoiser", "text_encoders") or by name."""
+        names: list[str] = []
+        for role in roles:
+            if role == "text_encoders":
+                names += self.trainable_text_encoders
+            else:
+                names.append(self.denoiser_name if role == "denoiser" else role)
+        return tuple(names)
 
     @abstractmethod
     def matches(self, model_index: dict[str, object]) -> bool:
         """Whether a checkpoint with this model_index.json belongs to the family."""
 
     @abstractmethod
-    def load(self, source: Path, *, dtype: torch.dtype) -> Components:
-        """Read a diffusers folder; networks are frozen and in eval mode."""
+    def matches_single_file(self, keys: Collection[str]) -> bool:
+        """Whether a single-file checkpoint with these tensor names belongs to the family."""
+
+    @abstractmethod
+    def load(
+        self, source: Path, *, dtype: torch.dtype, without: Collection[str] = ()
+    ) -> Components:
+        """Read a diffusers folder; networks are frozen and in eval mode.
+
+        Of `optional_components`, those in `without` and those that the folder lacks are left out.
+        """
 
     @abstractmethod
     def load_single_file(
@@ -124,6 +163,21 @@ class ModelFamily(ABC):
         batch: Batch,
     ) -> Float[Tensor, "batch channels height width"]:
         """The denoiser's native output (epsilon or v)."""
+
+    @abstractmethod
+    def sample(
+        self,
+        pipe: DiffusionPipeline,
+        noise: Float[Tensor, "batch channels height width"],
+        *,
+        prompts: Sequence[str],
+        negative_prompt: str,
+        size: int,
+        num_steps: int,
+        guidance_scale: float,
+        generators: Sequence[torch.Generator],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Scaled latents of `size` × `size` pictures that `pipe` makes of `noise`, one per prompt."""
 
     @abstractmethod
     def noise_process(self, components: Components) -> DiscreteDiffusion:
