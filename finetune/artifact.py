@@ -110,11 +110,13 @@ def read_state(folder: Path, artifact: Artifact, base: BasePipeline) -> dict[str
         state = {}
         for component in artifact.components:
             names = base.modules[component].state_dict()
+            buffers = {name for name, _ in base.modules[component].named_buffers()}
             for path in sorted((folder / component).glob("*.safetensors")):
                 for key, value in load_file(path).items():
                     # transformers writes the prefix back if the base's own file had it
                     name = key if key in names else key.removeprefix("text_model.")
-                    state[f"{component}.{name}"] = value
+                    if name not in buffers:  # SD3's table of positions, which nothing trains
+                        state[f"{component}.{name}"] = value
         return state
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise ArtifactError(

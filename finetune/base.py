@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from diffusers import DiffusionPipeline
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from data_prep.batch import Batch, Moments
 from data_prep.config import Section
 from finetune.bases import resolve_base
-from finetune.diffusion import DiscreteDiffusion
+from finetune.diffusion import NoiseProcess
 from finetune.errors import ArtifactError, ConfigError
 from finetune.families import find_family, find_single_file_family
 from finetune.families.base import Components, Conditioning, ModelFamily
@@ -49,7 +49,8 @@ class BaseConfig(Section):
     """Precision of the frozen weights; what is trained stays in float32."""
     drop_components: tuple[str, ...] = ()
     """Networks to leave out where a family can do without: `text_encoder_3` (the T5) of SD3, 9 GB in
-    bfloat16."""
+    bfloat16. diffusers loads a DreamBooth folder of such a base when told `text_encoder_3=None,
+    tokenizer_3=None`."""
 
 
 def state_fingerprint(modules: dict[str, nn.Module]) -> str:
@@ -88,7 +89,7 @@ class BasePipeline:
         return next(self.denoiser.parameters()).device
 
     @property
-    def noise_process(self) -> DiscreteDiffusion:
+    def noise_process(self) -> NoiseProcess:
         """The forward process the base was trained with."""
         return self.family.noise_process(self.components)
 
@@ -146,12 +147,21 @@ class BasePipeline:
     def denoise(
         self,
         noisy_latents: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, " batch"],
+        timesteps: Real[Tensor, " batch"],
         conditioning: Conditioning,
         batch: Batch,
+        *,
+        guidance_scale: float = 1.0,
     ) -> Float[Tensor, "batch channels height width"]:
         """The denoiser's native output."""
-        return self.family.denoise(self.components, noisy_latents, timesteps, conditioning, batch)
+        return self.family.denoise(
+            self.components,
+            noisy_latents,
+            timesteps,
+            conditioning,
+            batch,
+            guidance_scale=guidance_scale,
+        )
 
     def mixed_precision(self) -> torch.autocast:
         """Bridges float32 parts and a half-precision base; off where all weights share a dtype."""

@@ -124,6 +124,7 @@ def train(
         RunFolder,
         check_family,
         check_folder,
+        check_settings,
         prepare_folder,
         prepare_training,
         run_training,
@@ -148,6 +149,7 @@ def train(
         return
     family = recognise_base(run.base)
     check_family(method, family, source=run.base.source, kind=run.method.kind)
+    check_settings(run, family)
     base = load_base(run.base)
     _warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.

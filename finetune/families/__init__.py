@@ -6,10 +6,17 @@ from collections.abc import Collection
 
 from finetune.errors import ArtifactError
 from finetune.families.base import ModelFamily
+from finetune.families.flux import Flux
 from finetune.families.sd import StableDiffusion
+from finetune.families.sd3 import StableDiffusion3
 from finetune.families.sdxl import StableDiffusionXL
 
-FAMILIES: tuple[ModelFamily, ...] = (StableDiffusion(), StableDiffusionXL())
+FAMILIES: tuple[ModelFamily, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    Flux(),
+)
 _LIBRARIES = {"diffusers", "transformers", "stable_diffusion"}
 """Where the parts of a pipeline come from; the last is the old name of the safety checker's."""
 

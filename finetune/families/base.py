@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from data_prep.batch import Batch, Moments
-from finetune.diffusion import DiscreteDiffusion
+from finetune.diffusion import NoiseProcess
 
 
 @dataclass
@@ -93,6 +93,8 @@ class ModelFamily(ABC):
     """One family of text-to-image models; subclasses are final and hold no state."""
 
     name: str
+    title: str
+    """What its bases are called."""
     denoiser_name: str
     """Pipeline name of the denoiser: "unet" or "transformer"."""
     trainable_text_encoders: dict[str, str]
@@ -101,6 +103,8 @@ class ModelFamily(ABC):
     """Why no new word can be taught to its text encoders; None where it can."""
     optional_components: tuple[str, ...] = ()
     """Networks that a base may lack, or that may be left out."""
+    flow_matching: bool = False
+    """Whether its noise process is rectified flow, sampled by steps of its own scheduler."""
     foreign_names: ForeignNames | None = None
     """None where artifacts can be neither exported nor imported."""
 
@@ -158,11 +162,16 @@ class ModelFamily(ABC):
         self,
         components: Components,
         noisy_latents: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, " batch"],
+        timesteps: Real[Tensor, " batch"],
         conditioning: Conditioning,
         batch: Batch,
+        *,
+        guidance_scale: float = 1.0,
     ) -> Float[Tensor, "batch channels height width"]:
-        """The denoiser's native output (epsilon or v)."""
+        """The denoiser's native output (epsilon, v or flow).
+
+        `guidance_scale` is what a guidance-distilled denoiser is told; others are not.
+        """
 
     @abstractmethod
     def sample(
@@ -180,7 +189,7 @@ class ModelFamily(ABC):
         """Scaled latents of `size` × `size` pictures that `pipe` makes of `noise`, one per prompt."""
 
     @abstractmethod
-    def noise_process(self, components: Components) -> DiscreteDiffusion:
+    def noise_process(self, components: Components) -> NoiseProcess:
         """The forward process, read from the scheduler's configuration."""
 
     @abstractmethod
@@ -190,6 +199,10 @@ class ModelFamily(ABC):
     @abstractmethod
     def default_size(self, components: Components) -> int:
         """The side in pixels the base was trained at."""
+
+    @abstractmethod
+    def size_multiple(self, components: Components) -> int:
+        """What a picture's side in pixels has to be a multiple of."""
 
     @abstractmethod
     def adapter_targets(self, component: str) -> list[str]:

@@ -22,6 +22,7 @@ from finetune.errors import ArtifactError
 from finetune.families.base import Components
 
 UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+JOINT_ATTENTION = (*UNET_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -41,6 +42,16 @@ def read_networks(
                 **{"dtype" if is_transformers else "torch_dtype": dtype},
             )
     return networks
+
+
+def read_vae(source: Path, *, dtype: torch.dtype) -> nn.Module:
+    """The autoencoder of a diffusers folder, in float32 where its configuration says `force_upcast`.
+
+    The activations of such a one overflow float16.
+    """
+    upcast = AutoencoderKL.load_config(source / "vae").get("force_upcast", True)
+    chosen = torch.float32 if upcast else dtype
+    return read_networks(source, {"vae": AutoencoderKL}, dtype=chosen)["vae"]
 
 
 def frozen(components: Components, denoiser_name: str) -> Components:
@@ -102,6 +113,17 @@ def clip_input_ids(tokenizer: Any, prompts: list[str]) -> Int[Tensor, "batch tok
         expanded, padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
     return input_ids
+
+
+def t5_states(
+    tokenizer: Any, encoder: nn.Module, prompts: list[str], *, length: int
+) -> Float[Tensor, "batch tokens width"]:
+    """Last hidden states of a T5, padded to `length` tokens; the padding is not masked, as in diffusers."""
+    input_ids = tokenizer(
+        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+    states: Tensor = encoder(input_ids.to(next(encoder.parameters()).device))[0]
+    return states
 
 
 def discrete_process(scheduler: Any) -> DiscreteDiffusion:

@@ -59,6 +59,7 @@ class StableDiffusion(ModelFamily):
     """One CLIP text encoder, a U-Net with cross-attention, an `AutoencoderKL`."""
 
     name = "sd"
+    title = "Stable Diffusion 1.x and 2.x, clay"
     denoiser_name = "unet"
     trainable_text_encoders = {"text_encoder": "tokenizer"}
     foreign_names = ForeignNames(
@@ -147,6 +148,8 @@ class StableDiffusion(ModelFamily):
         timesteps: Int[Tensor, " batch"],
         conditioning: Conditioning,
         batch: Batch,
+        *,
+        guidance_scale: float = 1.0,
     ) -> Float[Tensor, "batch channels height width"]:
         """One call of the U-Net, in the precision of its weights."""
         dtype = dtype_of(components.denoiser)
@@ -191,6 +194,10 @@ class StableDiffusion(ModelFamily):
     def default_size(self, components: Components) -> int:
         """Latent side of the U-Net's configuration times the autoencoder's factor."""
         return int(components.denoiser.config.sample_size * vae_factor(components.vae))
+
+    def size_multiple(self, components: Components) -> int:
+        """Pixels of a latent."""
+        return vae_factor(components.vae)
 
     def adapter_targets(self, component: str) -> list[str]:
         """Attention projections."""

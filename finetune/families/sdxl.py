@@ -8,7 +8,6 @@ from typing import Any, final
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDPMScheduler,
     DiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -38,6 +37,7 @@ from finetune.families.parts import (
     latent_shape,
     read_model_index,
     read_networks,
+    read_vae,
     run_pipeline,
     scaled_moments,
     vae_factor,
@@ -59,6 +59,7 @@ class StableDiffusionXL(ModelFamily):
     """Two CLIP text encoders (the second with a pooled output), a U-Net, an `AutoencoderKL`."""
 
     name = "sdxl"
+    title = "Stable Diffusion XL"
     denoiser_name = "unet"
     trainable_text_encoders = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     foreign_names = ForeignNames(
@@ -98,15 +99,11 @@ class StableDiffusionXL(ModelFamily):
             "unet": UNet2DConditionModel,
         }
         networks = read_networks(source, classes, dtype=dtype)
-        # Its activations overflow float16, and diffusers decodes in float32 too.
-        upcast = AutoencoderKL.load_config(source / "vae").get("force_upcast", True)
-        vae_dtype = torch.float32 if upcast else dtype
-        networks |= read_networks(source, {"vae": AutoencoderKL}, dtype=vae_dtype)
         encoders = self.trainable_text_encoders
         components = Components(
             tokenizers={n: CLIPTokenizer.from_pretrained(source / n) for n in encoders.values()},
             text_encoders={name: networks[name] for name in encoders},
-            vae=networks["vae"],
+            vae=read_vae(source, dtype=dtype),
             denoiser=networks["unet"],
             scheduler=DDPMScheduler.from_pretrained(source / "scheduler"),
             pipeline_settings={_ZEROS: read_model_index(source).get(_ZEROS, True)},
@@ -184,6 +181,8 @@ class StableDiffusionXL(ModelFamily):
         timesteps: Int[Tensor, " batch"],
         conditioning: Conditioning,
         batch: Batch,
+        *,
+        guidance_scale: float = 1.0,
     ) -> Float[Tensor, "batch channels height width"]:
         """One call of the U-Net, told each picture's original size, crop and target size (§2.2)."""
         dtype = dtype_of(components.denoiser)
@@ -241,6 +240,10 @@ class StableDiffusionXL(ModelFamily):
     def default_size(self, components: Components) -> int:
         """Latent side of the U-Net's configuration times the autoencoder's factor."""
         return int(components.denoiser.config.sample_size * vae_factor(components.vae))
+
+    def size_multiple(self, components: Components) -> int:
+        """Pixels of a latent."""
+        return vae_factor(components.vae)
 
     def adapter_targets(self, component: str) -> list[str]:
         """Attention projections."""

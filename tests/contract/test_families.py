@@ -26,9 +26,15 @@ from methods import load_method
 
 TEXT = {"train_text_encoder": True}
 SAMPLING = SamplingConfig(num_steps=3, size=16, guidance_scale=2.0, scheduler="ddim")
-PIPELINES = {"sdxl": "StableDiffusionXLPipeline"}
+PIPELINES = {
+    "sdxl": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux": "FluxPipeline",
+}
 TRAINED = {
     "sdxl": ("unet", ("text_encoder", "text_encoder_2")),
+    "sd3": ("transformer", ("text_encoder", "text_encoder_2")),
+    "flux": ("transformer", ("text_encoder",)),
 }
 """Family -> its denoiser and the text encoders that methods may train."""
 NETWORK_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,10 +89,9 @@ def test_it_trains_what_it_says_and_leaves_no_trace(
     name, kind, settings = case
     base = load_base(BaseConfig(source=str(family_folders(name))))
     assert base.family.name == name
-    base.encode_prompts(
-        ["a dog"]
-    )  # transformers hooks the layers when first asked for their states
-    base.forget_prompts()
+    # diffusers and transformers leave marks on networks when these are first used.
+    generate_latents(base, ["a dog"], [0], SAMPLING)
+    base.encode_prompts(["a dog"])
     before = snapshot(base)
     config, method = start(run_values, kind, family_folders(name), method=settings)
     prepare_folder(config, resume=False, overwrite=False)
@@ -110,11 +115,16 @@ def test_it_trains_what_it_says_and_leaves_no_trace(
 def plain_latents(pipe: Any, base: Any, prompt: str) -> torch.Tensor:
     """What a plain diffusers pipeline makes of the noise that `generate_latents` begins with."""
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    if not base.family.flow_matching:
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     shape = base.family.latent_shape(base.components, 16)
     noise = torch.randn(shape, generator=generator_for(5, "picture"))[None]
     settings = {"num_inference_steps": 3, "guidance_scale": 2.0, "height": 16, "width": 16}
-    return pipe(prompt, latents=noise, output_type="latent", **settings).images
+    if base.family.name != "flux":
+        return pipe(prompt, latents=noise, output_type="latent", **settings).images
+    packed = pipe._pack_latents(noise, 1, *shape)
+    latents = pipe(prompt, latents=packed, output_type="latent", **settings).images
+    return pipe._unpack_latents(latents, 16, 16, pipe.vae_scale_factor)
 
 
 def plain_pipeline(family: str, artifact_format: str, folder: Path, base_folder: Path) -> Any:
@@ -253,6 +263,14 @@ TOLD = {
         ("prompt_embeds", (..., slice(0, 16))),  # of the first encoder
         ("prompt_embeds", (..., slice(16, 40))),  # of the second
     ],
+    "sd3": [
+        ("pooled_prompt_embeds", (..., slice(0, 12))),
+        ("pooled_prompt_embeds", (..., slice(12, 24))),
+        ("prompt_embeds", (slice(None), slice(0, -256), slice(0, 16))),  # of the first encoder
+        ("prompt_embeds", (slice(None), slice(0, -256), slice(16, 40))),  # of the second
+        ("prompt_embeds", (slice(None), slice(-256, None))),  # of the T5
+    ],
+    "flux": [("pooled_prompt_embeds", ...), ("prompt_embeds", ...)],
 }
 
 
@@ -329,7 +347,13 @@ def test_prompts_are_encoded_as_diffusers_does(family_folders: Any, family: str)
     prompts = ["a photo of a dog", "a red cat in the snow"]
     ours = base.encode_prompts(prompts).tensors
     with torch.no_grad():
-        embeds, _, pooled, *_ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
+        if family == "flux":
+            embeds, pooled, _ = pipe.encode_prompt(prompts)
+        else:
+            more = {"prompt_2": None, "prompt_3": None} if family == "sd3" else {}
+            embeds, _, pooled, _ = pipe.encode_prompt(
+                prompts, do_classifier_free_guidance=False, **more
+            )
     assert torch.equal(ours["prompt_embeds"], embeds)
     assert torch.equal(ours["pooled_prompt_embeds"], pooled)
 
@@ -376,7 +400,154 @@ def test_sdxl_s_autoencoder_stays_in_float32_where_its_config_says_so(
     method.detach(base)
 
 
+def test_pictures_come_back_from_shifted_latents(family_folders: Any, family: str) -> None:
+    """Moments are (mean - shift) · scale, decoding undoes both."""
+    base = load_base(BaseConfig(source=str(family_folders(family))))
+    pixel_values = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
+    vae = base.components.vae
+    with torch.no_grad():
+        posterior = vae.encode(pixel_values).latent_dist
+        decoded = vae.decode(posterior.mean).sample
+    moments = base.encode_images(pixel_values)
+    shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
+    assert (family == "sdxl") == (shift == 0.0)
+    torch.testing.assert_close(moments.mean, (posterior.mean - shift) * scale)
+    torch.testing.assert_close(moments.std, posterior.std * scale)
+    torch.testing.assert_close(base.decode_latents(moments.mean), decoded, atol=1e-5, rtol=1e-4)
+
+
+def test_flux_is_told_the_guidance_value_where_it_wants_one(
+    family_folders: Any, tmp_path: Path, build_family: Any
+) -> None:
+    from finetune.loss import LossConfig, Objective
+
+    build_family("flux", tmp_path / "schnell", guidance_embeds=False)
+    for folder, wants in ((family_folders("flux"), True), (tmp_path / "schnell", False)):
+        base = load_base(BaseConfig(source=str(folder)))
+        batch = some_batch((16, 8, 8))
+        conditioning = base.encode_prompts(batch.prompts)
+        one = answer(base, conditioning, batch, guidance_scale=1.0)
+        four = answer(base, conditioning, batch, guidance_scale=4.0)
+        assert bool((one - four).abs().amax() > 1e-4) == wants
+        losses = [
+            float(Objective(LossConfig(**settings), seed=0).per_sample(base, batch).mean())
+            for settings in ({}, {"guidance_scale": 1.0}, {"guidance_scale": 4.0})
+        ]
+        assert losses[0] == losses[1]
+        assert (losses[0] != losses[2]) == wants
+
+
+def test_flux_latents_are_packed_as_diffusers_packs_them() -> None:
+    from diffusers import FluxPipeline
+
+    from finetune.families.flux import image_ids, pack, unpack
+
+    latents = torch.randn(2, 3, 6, 8)
+    packed = pack(latents)
+    assert torch.equal(packed, FluxPipeline._pack_latents(latents, 2, 3, 6, 8))
+    assert torch.equal(unpack(packed, 6, 8), latents)
+    theirs = FluxPipeline._prepare_latent_image_ids(2, 3, 4, "cpu", torch.float32)
+    assert torch.equal(image_ids(6, 8), theirs)
+
+
+def test_sd3_does_without_its_t5_as_in_diffusers(
+    family_folders: Any, run_values: Any, tmp_path: Path
+) -> None:
+    """Left out by the configuration, or lacking in the folder; its states are zeros."""
+    folder = family_folders("sd3")
+    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(
+        folder, text_encoder_3=None, tokenizer_3=None
+    )
+    pipe.save_pretrained(tmp_path / "without")
+    whole = load_base(BaseConfig(source=str(folder)))
+    prompt = "a photo of a dog on the beach"
+    outside = plain_latents(pipe, whole, prompt)
+    for config in (
+        BaseConfig(source=str(folder), drop_components=("text_encoder_3",)),
+        BaseConfig(source=str(tmp_path / "without")),
+    ):
+        base = load_base(config)
+        assert set(base.modules) == {"text_encoder", "text_encoder_2", "vae", "transformer"}
+        states = base.encode_prompts([prompt]).tensors["prompt_embeds"]
+        assert float(states[:, -256:].abs().max()) == 0.0
+        ours = generate_latents(base, [prompt], [5], SAMPLING)
+        torch.testing.assert_close(ours, outside, atol=1e-5, rtol=0)
+    assert (generate_latents(whole, [prompt], [5], SAMPLING) - outside).abs().max() > 1e-3
+    settings = {"drop_components": ["text_encoder_3"]}
+    run, method = start(run_values, "dreambooth", folder, base=settings)
+    base = load_base(run.base)
+    prepare_folder(run, resume=False, overwrite=False)
+    run_training(base, method, run)
+    before = generate_latents(base, [prompt], [5], SAMPLING)
+    method.detach(base)
+    tuned = diffusers.StableDiffusion3Pipeline.from_pretrained(
+        run.output / "artifact", text_encoder_3=None, tokenizer_3=None
+    )
+    torch.testing.assert_close(plain_latents(tuned, base, prompt), before, atol=1e-5, rtol=0)
+
+
 # --- what is refused before weights are read ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_textual_inversion_into_a_t5_is_refused_with_the_reason(
+    name: str, tmp_path: Path, photos_folder: Path
+) -> None:
+    """Of a folder that holds no weights at all."""
+    from typer.testing import CliRunner
+
+    from finetune.cli import app
+
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": PIPELINES[name]}))
+    run = tmp_path / "run.yaml"
+    values = {
+        "base": {"source": str(tmp_path)},
+        "data": {"photos": str(photos_folder), "class_noun": "dog"},
+        "method": {"kind": "textual_inversion"},
+        "output": str(tmp_path / "run"),
+    }
+    run.write_text(json.dumps(values))
+    result = CliRunner().invoke(app, ["train", str(run)])
+    assert result.exit_code == 2
+    message = " ".join(result.output.split())
+    assert "The method textual_inversion cannot train" in message
+    assert f"of the family {name}: its " in message
+    assert "has no place for a new word" in message
+    assert "use lora or dreambooth" in message
+    values["method"], values["loss"] = {"kind": "lora"}, {"snr_gamma": 5.0}
+    run.write_text(json.dumps(values))
+    result = CliRunner().invoke(app, ["train", str(run)])
+    assert result.exit_code == 2
+    assert "loss.snr_gamma: min-SNR weights are for DDPM bases" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_sizes_that_cannot_be_cut_into_patches_are_refused(
+    family_folders: Any, run_values: Any, name: str
+) -> None:
+    from finetune.run import build_data
+
+    base = load_base(BaseConfig(source=str(family_folders(name))))
+    config, method = start(run_values, "lora", family_folders(name))
+    data = config.data.model_copy(update={"size": 18})
+    with pytest.raises(ConfigError, match=r"data\.size 18 is not a multiple of 4.*; 16 is"):
+        build_data(base, method, config.model_copy(update={"data": data}))
+
+
+def test_flux_takes_no_negative_prompt(family_folders: Any) -> None:
+    base = load_base(BaseConfig(source=str(family_folders("flux"))))
+    sampling = SAMPLING.model_copy(update={"negative_prompt": "ugly"})
+    with pytest.raises(ConfigError, match=r"sampling\.negative_prompt: FLUX steers by a number"):
+        generate_latents(base, ["a dog"], [0], sampling)
+
+
+def test_single_files_of_other_families_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "flux1-dev.safetensors"
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.ones(1)}, path)
+    with pytest.raises(ArtifactError, match="no single-file checkpoint that can be read"):
+        recognise_base(BaseConfig(source=str(path)))
 
 
 def test_a_pipeline_s_own_code_is_refused_and_never_run(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.training_utils import compute_loss_weighting_for_sd3
 
 from data_prep.batch import Batch, Moments
 from finetune.base import BaseConfig, load_base
@@ -53,8 +55,52 @@ def sdxl_sample_loss(pipe: Any, latents: torch.Tensor, prompt: str, index: int) 
     return F.mse_loss(pipe.unet(noisy, t, embeds, added_cond_kwargs=added).sample[0], noise)
 
 
+def flow_draws(pipe: Any, latents: torch.Tensor, index: int, *, logit_normal: bool) -> Any:
+    """Noise, noisy latents and timestep by diffusers' scheduler, as its training scripts do it."""
+    noise = draw("noise", index, tuple(latents.shape))
+    uniform = draw("timesteps", index, (1,), uniform=True)
+    if (
+        logit_normal
+    ):  # the scripts draw the normal number; here it is the inverse of its distribution
+        uniform = torch.sigmoid(torch.tensor([NormalDist().inv_cdf(float(uniform))]))
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    t = scheduler.timesteps[(uniform * scheduler.config.num_train_timesteps).long()]
+    noisy = scheduler.scale_noise(latents[None], t, noise[None])
+    return noise, noisy, t
+
+
+def sd3_sample_loss(pipe: Any, latents: torch.Tensor, prompt: str, index: int) -> torch.Tensor:
+    """w(sigma) ||v_theta(x_t, t, c) - (eps - x_0)||² at x_t = (1 - sigma) x_0 + sigma eps (Esser et al.)."""
+    noise, noisy, t = flow_draws(pipe, latents, index, logit_normal=True)
+    embeds, _, pooled, _ = pipe.encode_prompt(
+        [prompt], None, None, do_classifier_free_guidance=False
+    )
+    output = pipe.transformer(noisy, embeds, pooled, t).sample[0]
+    weight = compute_loss_weighting_for_sd3("logit_normal", t / 1000)
+    return weight[0] * F.mse_loss(output, noise - latents)
+
+
+def flux_sample_loss(pipe: Any, latents: torch.Tensor, prompt: str, index: int) -> torch.Tensor:
+    """The same without weight on packed latents, at guidance 1."""
+    noise, noisy, t = flow_draws(pipe, latents, index, logit_normal=False)
+    embeds, pooled, text_ids = pipe.encode_prompt([prompt])
+    output = pipe.transformer(
+        hidden_states=pipe._pack_latents(noisy, 1, 16, 8, 8),
+        encoder_hidden_states=embeds,
+        pooled_projections=pooled,
+        timestep=t / 1000,
+        img_ids=pipe._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32),
+        txt_ids=text_ids,
+        guidance=torch.ones(1),
+    ).sample
+    output = pipe._unpack_latents(output, 16, 16, pipe.vae_scale_factor)[0]
+    return F.mse_loss(output, noise - latents)
+
+
 FAMILIES: dict[str, tuple[str, tuple[int, int, int], Callable[..., torch.Tensor]]] = {
     "sdxl": ("StableDiffusionXLPipeline", (4, 8, 8), sdxl_sample_loss),
+    "sd3": ("StableDiffusion3Pipeline", (16, 8, 8), sd3_sample_loss),
+    "flux": ("FluxPipeline", (16, 8, 8), flux_sample_loss),
 }
 """Family -> pipeline class, latents' shape, loss of a sample."""
 TEXT = {"train_text_encoder": True}
