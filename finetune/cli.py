@@ -461,12 +461,17 @@ def list_methods() -> None:
 @list_app.command("bases")
 @reports_errors
 def list_bases() -> None:
-    """The embedded bases; any Hub id, diffusers folder or single file serves as well."""
+    """The embedded bases, and which method trains which family of bases."""
     from finetune.bases import embedded_bases
+    from finetune.support import as_markdown, support_table
+    from methods import METHODS, load_method
 
     for name, folder in embedded_bases().items():
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         typer.echo(f"{name:20} {size / 1e6:.0f} MB  {folder}")
+    classes = {name: load_method(name) for name in METHODS}
+    rows = support_table({name: kind(kind.config_class()) for name, kind in classes.items()})
+    typer.echo(f"\n{as_markdown(rows)}\n")
     typer.echo("or: a Hub id (owner/name), a diffusers folder, a single .safetensors file")
 
 
