@@ -380,10 +380,13 @@ def test_sdxl_s_empty_prompt_is_its_pipeline_s_unconditional_answer(
         assert bool((ours["prompt_embeds"][0] != 0).any())
 
 
-def test_sdxl_s_autoencoder_stays_in_float32_where_its_config_says_so(
-    family_folders: Any, run_values: Any
+# DreamBooth's norms stand in float32 under bfloat16 autocast, for which torch has no fused kernel.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_half_precision_base_keeps_its_autoencoder_and_what_is_trained_in_float32(
+    family_folders: Any, run_values: Any, family: str
 ) -> None:
-    folder = family_folders("sdxl")
+    """The autoencoder's configuration says `force_upcast`."""
+    folder = family_folders(family)
     base = load_base(BaseConfig(source=str(folder), dtype="bfloat16"))
     dtypes = {name: next(m.parameters()).dtype for name, m in base.modules.items()}
     assert dtypes.pop("vae") == torch.float32
@@ -393,11 +396,61 @@ def test_sdxl_s_autoencoder_stays_in_float32_where_its_config_says_so(
     assert torch.equal(
         base.encode_images(pixel_values).mean, whole.encode_images(pixel_values).mean
     )
-    config, method = start(run_values, "lora", folder, base={"dtype": "bfloat16"})
-    prepare_folder(config, resume=False, overwrite=False)
-    assert run_training(base, method, config).loss > 0
-    assert bool(generate_latents(base, ["a dog"], [0], SAMPLING).isfinite().all())
+    for kind in kinds_of(family):
+        settings = {"base": {"dtype": "bfloat16"}, "training": {"precision": "bfloat16"}}
+        config, method = start(run_values, kind, folder, **settings)
+        prepare_folder(config, resume=False, overwrite=False)
+        assert run_training(base, method, config).loss > 0
+        assert {p.dtype for p in base.trainable_parameters().values()} == {torch.float32}
+        prompt = f"a photo of a {method.subject_phrase('dog')}"
+        assert bool(generate_latents(base, [prompt], [0], SAMPLING).isfinite().all())
+        method.detach(base)
+        assert base.current_fingerprint() == base.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["dreambooth", "lora"])
+def test_base_prediction_prior_starts_at_zero(
+    family_folders: Any, run_values: Any, family: str, kind: str
+) -> None:
+    """The frozen base is asked with the class examples' own sizes and crops."""
+    from finetune.loss import LossConfig, Objective
+    from finetune.run import build_data
+
+    base = load_base(BaseConfig(source=str(family_folders(family))))
+    config, method = start(
+        run_values, kind, family_folders(family), prior={"kind": "base_prediction"}
+    )
+    batch = build_data(base, method, config).micro_batch(0, num_micro=1, micro=0)
+    method.prepare(base)
+    output = method.compute_loss(base, batch, Objective(LossConfig(), seed=0, match_base=True))
+    assert float(output.metrics["loss_class"]) < 1e-10
+    assert float(output.metrics["loss_instance"]) > 0.0
     method.detach(base)
+
+
+def test_sdxl_s_pooled_output_beside_a_new_word_is_diffusers_own(
+    family_folders: Any, run_values: Any, tmp_path: Path
+) -> None:
+    """The published second encoder has `eos_token_id` 2, with which transformers pools at the highest id.
+
+    That is the new word's. Both sides do it, so that pictures agree.
+    """
+    import shutil
+
+    folder = tmp_path / "published"
+    shutil.copytree(family_folders("sdxl"), folder)
+    path = folder / "text_encoder_2" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 2}))
+    base = load_base(BaseConfig(source=str(folder)))
+    config, method = start(run_values, "textual_inversion", folder, method={"learning_rate": 0.02})
+    prepare_folder(config, resume=False, overwrite=False)
+    run_training(base, method, config)
+    prompt = "a photo of a <subject> on the beach"
+    ours = generate_latents(base, [prompt], [5], SAMPLING)
+    pooled = base.encode_prompts([prompt, "a photo of a <subject> in the snow"]).tensors
+    torch.testing.assert_close(*pooled["pooled_prompt_embeds"])  # what follows the word is not seen
+    pipe = plain_pipeline("sdxl", "textual_inversion", config.output / "artifact", folder)
+    torch.testing.assert_close(plain_latents(pipe, base, prompt), ours, atol=1e-5, rtol=0)
 
 
 def test_pictures_come_back_from_shifted_latents(family_folders: Any, family: str) -> None:
