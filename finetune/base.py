@@ -202,6 +202,8 @@ def recognise_base(config: BaseConfig) -> ModelFamily:
     else:
         try:
             model_index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+            if not isinstance(model_index, dict):
+                raise ValueError("it holds no table")
         except (OSError, ValueError) as error:
             raise ArtifactError(
                 f"{path} has no readable model_index.json, so it is no diffusers pipeline: {error}. "
