@@ -25,6 +25,8 @@ MAX_PIXELS = 100_000_000
 MAX_PIXELS_IN_COPIES = 50_000_000
 """The limit where decoding holds several copies: transparency, CMYK, more than 8 bits, progressive JPEG,
 and every kind but JPEG, PNG, TIFF and BMP. Both keep a picture under one GiB of memory."""
+MAX_ASPECT = 32
+"""Longer strips are refused: scaled to a square's width they would not fit into memory."""
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -141,6 +143,11 @@ def decode_quietly(record: Record, *, background: str) -> Photo:
                     f"{record.name} has {image.width} × {image.height} pixels, more than "
                     f"{limit // 1_000_000} million. Make it smaller."
                 )
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise DataError(
+                    f"{record.name} has {image.width} × {image.height} pixels, a strip more than "
+                    f"{MAX_ASPECT} times as long as wide. Crop it."
+                )
             fit_transparent_color(image)
             # Pillow turns TIFF files itself, while loading.
             turned = image.format == "TIFF" and _orientation(image, []) in _UPRIGHT
@@ -157,7 +164,7 @@ def decode_quietly(record: Record, *, background: str) -> Photo:
             alpha = None if alpha is None else alpha.transpose(turn)
     except _DAMAGED as error:
         remedy = error.remedy if isinstance(error, Unreadable) else MEND
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{record.name} cannot be read as a picture ({reason}). {remedy}"
         ) from error

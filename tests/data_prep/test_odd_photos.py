@@ -400,11 +400,6 @@ def container_kinds() -> list[Kind]:
             lossy,
         ),
         Kind("one-pixel.png", encoded(image.crop((0, 0, 1, 1)), "PNG"), PICTURE[:1, :1]),
-        Kind(
-            "strip.png",
-            encoded(Image.new("RGB", (3000, 1), "red"), "PNG"),
-            np.full((1, 3000, 3), (255, 0, 0)),
-        ),
         Kind("SHOUTED.JFIF", encoded(image, "JPEG", quality=95), PICTURE, None, lossy),
     ]
     if features.check("avif"):

@@ -152,6 +152,10 @@ KINDS: dict[str, tuple[bytes, str]] = {
     "bomb.gif": (resized_gif(65535, 65535), "decompression bomb"),
     "wide.bmp": (resized_bmp(11000, 11000), "more than 100 million"),
     "wide.tif": (resized_tiff(11000, 11000), "more than 100 million"),
+    "strip.png": (
+        encoded("PNG", Image.new("RGB", (3000, 1))),
+        "a strip more than 32 times as long",
+    ),
     "scans.jpg": (many_scans(500), "scans, more than 100"),
     "nothing.png": (
         encoded("PNG", Image.new("RGBA", (9, 9), (255, 0, 0, 0))),
