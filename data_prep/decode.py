@@ -98,7 +98,7 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
 
 
 def _kind(image: Image.Image) -> str:
-    """The kind of an opened picture, as a key of `SUFFIXES`."""
+    """The kind of an opened picture, as a key of `SUFFIXES`. Phones' JPEGs may hold several (MPO)."""
     named = {"MPO": "JPEG", "WEBP": "WebP", "HEIF": "HEIC"}
     return named.get(image.format or "", image.format or "")
 
@@ -121,11 +121,7 @@ _DAMAGED = (
     ValueError,
     RuntimeError,
     TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
     EOFError,
-    AttributeError,
     MemoryError,
     struct.error,
     Image.DecompressionBombError,

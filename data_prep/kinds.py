@@ -156,9 +156,7 @@ def open_picture(source: Path | io.BytesIO) -> Image.Image:
         raise Unreadable(f"it has {num_bytes // 1_000_000} MB", "Make it smaller.")
     if kind == "HEIC":
         return _open_heif(source)
-    # iPhones write JPEGs with several pictures inside; Pillow calls them MPO.
-    formats = ("JPEG", "MPO") if kind == "JPEG" else (kind.upper(),)
-    image = Image.open(source, formats=formats)
+    image = Image.open(source, formats=(kind.upper(),))
     if "progressive" in image.info:
         content = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
         # Within pixel data 0xFF is always followed by zero, so this counts scan headers.

@@ -181,7 +181,7 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     # Dates, numbers and nesting that do not exist in Python.
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{source} is not valid YAML: {error}") from error
     if _num_values(values) > MAX_VALUES:
         raise ConfigError(

@@ -47,6 +47,7 @@ def test_a_crash_would_be_found(fuzz: ModuleType, monkeypatch: pytest.MonkeyPatc
         "[" * 5000,
         "x: " + "9" * 5000,
         "x: 2001-99-99",
+        "x: !!timestamp y",
         "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
         + "".join(
             f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
@@ -54,7 +55,7 @@ def test_a_crash_would_be_found(fuzz: ModuleType, monkeypatch: pytest.MonkeyPatc
         ),
         "a: &a {b: *a}",
     ],
-    ids=["deep", "number", "date", "aliases", "circle"],
+    ids=["deep", "number", "date", "no date", "aliases", "circle"],
 )
 def test_hostile_yaml_is_refused_quickly(text: str) -> None:
     with pytest.raises(ConfigError, match="^here (is not valid YAML|holds more than)"):
