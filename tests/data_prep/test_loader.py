@@ -14,8 +14,8 @@ from torch import Tensor
 from data_prep.batch import Batch, Moments
 from data_prep.cache import TensorCache
 from data_prep.config import DataConfig
+from data_prep.decode import Photo
 from data_prep.loader import InstanceSet, TrainingData, Variant, encode_photos, variants_of
-from data_prep.transforms import Photo
 
 SIZE = 8
 
