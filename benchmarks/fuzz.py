@@ -5,8 +5,8 @@
 Inputs are good files with bytes flipped, set, cut out, doubled, spliced or with lengths replaced; checksums
 of PNG chunks are mended half of the time, so that damage reaches the decoders. Decoded pictures go through
 the inspection. An outcome is a value or a `UserError`. Anything else, and whatever takes more than five
-processor seconds, is reported with the seed that makes it again. Inputs run in child processes, so that the death of
-one is found as well.
+processor seconds, is reported with the seed that makes it again. Inputs run in child processes, so that the
+death of one is found as well.
 """
 
 from __future__ import annotations
