@@ -433,9 +433,9 @@ KINDS = [
 def test_odd_photo_gives_the_right_pixels(kind: Kind, tmp_path: Path) -> None:
     (tmp_path / kind.name).write_bytes(kind.content)
     (record,) = read_records(DataConfig(photos=str(tmp_path)))
-    start = time.perf_counter()
+    start = time.process_time()
     photo = decode(record)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert photo.image.mode == "RGB"
     assert photo.image.info == {}
     values = np.asarray(photo.image, int)

@@ -175,10 +175,10 @@ def test_unusable_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
     content, message = KINDS[name]
     (tmp_path / name).write_bytes(content)
     (record,) = read_records(DataConfig(photos=str(tmp_path)))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError) as caught:
         decode(record)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     text = str(caught.value)
     assert text.startswith(f"{name} ")
     assert message in text
