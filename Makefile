@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) install -c constraints.txt -e '.[dev,clay]'
+	$(PIP) install -c constraints.txt -e '.[dev,clay,heic]'
 	touch $@
 
 setup: $(VENV)/installed

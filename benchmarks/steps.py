@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 
 from data_prep.cache import TensorCache
+from data_prep.decode import decode_all
 from data_prep.sources import read_records
-from data_prep.transforms import crop_square, decode_all, to_pixel_values
+from data_prep.transforms import crop_square, to_pixel_values
 from finetune.base import BaseConfig, BasePipeline, load_base
 from finetune.config import apply_overrides, build_run_config, read_yaml
 from finetune.generate import SamplingConfig, generate, generate_latents

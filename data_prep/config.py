@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from PIL import ImageColor
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
@@ -31,12 +32,20 @@ class DataConfig(Section):
     the subject ("sks dog"), `{class}` the class noun."""
     size: int | None = Field(None, ge=8, multiple_of=8)
     """Side in pixels of the square that photos are resized and cropped to; null takes the base's."""
+    background: str = "white"
+    """Colour that shows where a photo is transparent: a name or `#rrggbb`."""
     crop: Literal["center", "random"] = "center"
     """Which part of a photo that is not square is kept; `random` draws one of nine positions."""
     flip_probability: float = Field(0.0, ge=0, le=1)
     """Share of times a photo is mirrored. Leave 0 for subjects with writing or a left and a right."""
     caption_dropout: float = Field(0.0, ge=0, le=1)
     """Share of times the caption is replaced by the empty one."""
+
+    @field_validator("background")
+    @classmethod
+    def _is_a_color(cls, value: str) -> str:
+        ImageColor.getrgb(value)
+        return value
 
 
 class PriorConfig(Section):

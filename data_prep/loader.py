@@ -13,7 +13,8 @@ from data_prep.batch import Batch, Moments
 from data_prep.cache import TensorCache, cache_key, pixels_key
 from data_prep.captions import fill_template
 from data_prep.config import DataConfig
-from data_prep.transforms import NUM_CROPS, Photo, crop_square, resized_wh, to_pixel_values
+from data_prep.decode import Photo
+from data_prep.transforms import NUM_CROPS, crop_square, resized_wh, to_pixel_values
 
 EncodeImages = Callable[[Tensor], Moments]
 """Pixels [batch, 3, height, width] in [-1, 1] -> scaled latent moments."""

@@ -1,12 +1,13 @@
 """Folders and datasets to records: where each picture is and what its caption says.
 
-The only importer of `datasets`. Pictures are listed here and opened in `transforms`.
+The only importer of `datasets`. Pictures are listed here and opened in `decode`.
 """
 
 from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from PIL import Image
 
 from data_prep.config import DataConfig
 from data_prep.errors import DataError, did_you_mean
+from data_prep.kinds import ALL_SUFFIXES, Unreadable, open_picture
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif")
+MAX_TEXT_BYTES = 100_000_000
+"""Of a metadata.jsonl or a caption file; larger ones are refused unread."""
 
 
 @dataclass(frozen=True)
@@ -32,24 +35,57 @@ class Record:
     """Its own caption, which may hold `{subject}`."""
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in path.parts)
+_JOINERS = "\u200c\u200d"
+"""Invisible, but part of Persian words, Indic letters and emoji."""
+
+
+def printable(name: str) -> str:
+    """`name` as one line that any terminal shows: what is not printable is written as an escape."""
+    return "".join(
+        character
+        if character.isprintable() or character in _JOINERS
+        else character.encode("unicode_escape").decode()
+        for character in name
+    )
 
 
 def _read_text(path: Path) -> str:
     try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise DataError(f"{path} is larger than {MAX_TEXT_BYTES // 1_000_000} MB. Shorten it.")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _leads_out(path: Path, folder: Path) -> bool:
+    """Whether `path` is, through a link or `..`, outside `folder`. Raises OSError for a bad path."""
+    try:
+        return not path.resolve().is_relative_to(folder.resolve())
+    except (ValueError, RuntimeError) as error:  # a null byte, or links in a circle
+        raise OSError(str(error)) from error
 
 
 def _sidecar(picture: Path) -> str | None:
     text = picture.with_suffix(".txt")
-    return _read_text(text).strip() if text.is_file() else None
+    if not text.is_file():
+        return None
+    if _leads_out(text, picture.parent):
+        raise DataError(f"{text} leads out of the folder. Copy it inside.")
+    return _read_text(text).strip()
 
 
-def _opener(path: Path) -> Callable[[], Image.Image]:
-    return lambda: Image.open(path)
+def _opener(path: Path, folder: Path) -> Callable[[], Image.Image]:
+    def opened() -> Image.Image:
+        if _leads_out(path, folder):
+            raise Unreadable("it is a link out of the folder", "Copy the picture itself inside.")
+        if not path.exists():
+            raise Unreadable("it is a link to nothing", "Copy the picture itself inside.")
+        return open_picture(path)
+
+    return opened
 
 
 def _caption(value: Any) -> str | None:
@@ -59,23 +95,28 @@ def _caption(value: Any) -> str | None:
 def _from_metadata(folder: Path, config: DataConfig) -> list[Record]:
     records = []
     path = folder / "metadata.jsonl"
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    # Not splitlines: a caption may hold U+2028 and its like.
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             name = str(row["file_name"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path}, line {number}: expected a JSON object with a file_name ({error})."
             ) from error
-        picture = (folder / name).resolve()
-        if not picture.is_relative_to(folder.resolve()):
+        picture, shown = folder / name, printable(name)
+        try:
+            leads_out, is_file = _leads_out(picture, folder), picture.is_file()
+        except OSError:
+            leads_out, is_file = False, False
+        if leads_out:
             raise DataError(
-                f"{path}, line {number}: {name} leads out of the folder. Copy it inside."
+                f"{path}, line {number}: {shown} leads out of the folder. Copy it inside."
             )
-        if not picture.is_file():
-            raise DataError(f"{path}, line {number}: there is no file {name} in {folder}.")
+        if not is_file:
+            raise DataError(f"{path}, line {number}: there is no file {shown} in {folder}.")
         caption = None
         if config.caption_column is not None:
             if config.caption_column not in row:
@@ -84,21 +125,48 @@ def _from_metadata(folder: Path, config: DataConfig) -> list[Record]:
                     f"It has {', '.join(row)}.{did_you_mean(config.caption_column, row)}"
                 )
             caption = _caption(row[config.caption_column])
-        records.append(Record(name, _opener(picture), caption))
+        records.append(Record(shown, _opener(picture, folder), caption))
     return records
+
+
+def _why_ignored(path: Path) -> str | None:
+    """Why a file beside the photos is none, or None if it is one."""
+    if path.name.startswith("._") or path.name in (".DS_Store", "__MACOSX"):
+        return "macOS leftovers"
+    if path.name.lower() in ("thumbs.db", "desktop.ini", "ehthumbs.db"):
+        return "Windows leftovers"
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_dir():
+        return "folders"
+    if path.suffix.lower() not in ALL_SUFFIXES:
+        return "no pictures by their name"
+    return None if path.is_file() or path.is_symlink() else "no regular files"
 
 
 def _from_folder(folder: Path, config: DataConfig) -> list[Record]:
     if (folder / "metadata.jsonl").is_file():
         return _from_metadata(folder, config)
-    pictures = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not _hidden(path.relative_to(folder))
-    )
-    return [Record(path.name, _opener(path), _sidecar(path)) for path in pictures]
+    pictures = sorted(path for path in folder.iterdir() if _why_ignored(path) is None)
+    return [
+        Record(printable(path.name), _opener(path, folder), _sidecar(path)) for path in pictures
+    ]
+
+
+def ignored_files(config: DataConfig) -> dict[str, int]:
+    """How many files of a plain folder are passed over, by reason; empty for other sources.
+
+    Captions count as used. With a metadata.jsonl only what it names is looked at.
+    """
+    folder = Path(config.photos).expanduser()
+    if not folder.is_dir() or _looks_like_a_dataset(folder):
+        return {}
+    if (folder / "metadata.jsonl").is_file():
+        return {}
+    paths = list(folder.iterdir())
+    captioned = {path.with_suffix(".txt") for path in paths if _why_ignored(path) is None}
+    reasons = (_why_ignored(path) for path in paths if path not in captioned)
+    return dict(sorted(Counter(reason for reason in reasons if reason is not None).items()))
 
 
 def _is_saved(folder: Path) -> bool:
@@ -117,8 +185,8 @@ def _row_opener(rows: Any, index: int, column: str) -> Callable[[], Image.Image]
         if value is None:
             raise OSError(f"the column '{column}' is empty")
         if value.get("bytes") is not None:
-            return Image.open(io.BytesIO(value["bytes"]))
-        return Image.open(value["path"])
+            return open_picture(io.BytesIO(value["bytes"]))
+        return open_picture(Path(value["path"]))
 
     return opened
 
@@ -175,6 +243,6 @@ def read_records(config: DataConfig) -> list[Record]:
         raise DataError(f"data.photos: there is no folder '{config.photos}'.")
     if not records:
         raise DataError(
-            f"data.photos: {config.photos} holds no pictures. Known kinds: {', '.join(SUFFIXES)}."
+            f"data.photos: {config.photos} holds no pictures. Known kinds: {', '.join(ALL_SUFFIXES)}."
         )
     return records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,16 @@ WEIGHT_FILES: dict[str, str] = {
     "textual_inversion": "learned_embeds.safetensors",
 }
 """Format -> file name; the format "pipeline" is a diffusers folder."""
+TEXT_PREFIX = "text_model."
+"""Stands before a text encoder's modules in files, whether or not the installed CLIP class nests."""
+
+
+def names_module(ending: str, module: str) -> bool:
+    """Whether a key of a LoRA's rank or alpha pattern, an ending or regular expression, names `module`.
+
+    PEFT's rule (`peft.utils.other.get_pattern_key`). Raises `re.error` for what is no expression.
+    """
+    return re.match(rf"(.*\.)?({ending})$", module) is not None
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ def read_state(folder: Path, artifact: Artifact, base: BasePipeline) -> dict[str
             for path in sorted((folder / component).glob("*.safetensors")):
                 for key, value in load_file(path).items():
                     # transformers writes the prefix back if the base's own file had it
-                    name = key if key in names else key.removeprefix("text_model.")
+                    name = key if key in names else key.removeprefix(TEXT_PREFIX)
                     if name not in buffers:  # SD3's table of positions, which nothing trains
                         state[f"{component}.{name}"] = value
         return state

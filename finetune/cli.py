@@ -404,24 +404,35 @@ def inspect(
     size: Annotated[
         int, typer.Option(min=8, help="Side in pixels they would be trained at.")
     ] = 512,
-    output: Annotated[Path, typer.Option(help="Where the contact sheet goes.")] = Path(
-        "inspection.png"
-    ),
+    background: Annotated[
+        str, typer.Option(help="Colour that shows where photos are transparent.")
+    ] = "white",
+    output: Annotated[
+        Path, typer.Option(help="The contact sheet, a PNG; findings go beside it as JSON.")
+    ] = Path("inspection.png"),
 ) -> None:
-    """Show what would be trained on: sizes, repairs, captions, a contact sheet of the crops."""
+    """Examine photos before training: what is fixed, refused or doubtful, and the crops.
+
+    Example: finetune inspect my_dog --size 512
+    """
     from data_prep.config import DataConfig
-    from data_prep.inspect import inspect_photos
+    from data_prep.doctor import inspect_photos
     from finetune.config import validate
 
-    data = validate(DataConfig, {"photos": photos}, "PHOTOS")
+    if output.suffix.lower() != ".png":
+        raise UserError(f"--output: the contact sheet is a PNG, so {output} should end in .png.")
+    data = validate(DataConfig, {"photos": photos, "background": background}, "PHOTOS")
     if photos.endswith((".yaml", ".yml")):
         run = _run_config(Path(photos), [])
         data, size = run.data, run.data.size or size
-    inspection = inspect_photos(data, size=size)
+    inspection = inspect_photos(data, size=size, show_progress=True)
     typer.echo(inspection.table())
+    findings = output.with_suffix(".json")
     output.parent.mkdir(parents=True, exist_ok=True)
     inspection.contact_sheet().save(output)
-    typer.echo(f"Contact sheet: {output}")
+    text = json.dumps(inspection.as_json(), indent=2, ensure_ascii=False)
+    findings.write_text(text + "\n", encoding="utf-8")
+    typer.echo(f"Contact sheet: {output}\nFindings: {findings}")
     if inspection.num_refused:
         raise UserError(f"{inspection.num_refused} of the pictures cannot be used; see above.")
 

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from data_prep.captions import fill_template
+from data_prep.decode import decode_all
 from data_prep.sources import read_records
-from data_prep.transforms import crop_square, decode_all
+from data_prep.transforms import crop_square
 from finetune.artifact import artifact_bytes
 from finetune.base import BasePipeline, load_base
 from finetune.config import CompareConfig, MethodLoader, RunConfig, build_run_config, merge
@@ -197,7 +198,8 @@ def compare(
         kind = configs[name].method.kind
         check_family(method, base.family, source=base.source, kind=kind)
     size = config.data.size or base.family.default_size(base.components)
-    photos = [crop_square(p.image, size)[0] for p in decode_all(read_records(config.data))]
+    decoded = decode_all(read_records(config.data), background=config.data.background)
+    photos = [crop_square(photo.image, size)[0] for photo in decoded]
     scorer = ClipScorer.load()
     photo_embeddings = scorer.embed_images(photos)
     templates = [*config.prompts, config.class_prompt]

@@ -159,6 +159,10 @@ class CompareConfig(Section):
         return prompts
 
 
+MAX_VALUES = 10_000
+"""In a YAML file, so that aliases of aliases do not fill the memory."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-4 is a number, as it is in JSON and Python."""
 
@@ -170,12 +174,31 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _num_values(values: Any) -> int:
+    """How many values a YAML text stands for, aliases written out; stops beyond `MAX_VALUES`."""
+    waiting, count = [values], 0
+    while waiting and count <= MAX_VALUES:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, Mapping):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+    return count
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """The values of a YAML text. Raises `ConfigError` that names `source` and the line."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+        values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    # Dates, numbers and nesting that do not exist in Python.
+    except (yaml.YAMLError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{source} is not valid YAML: {error}") from error
+    if _num_values(values) > MAX_VALUES:
+        raise ConfigError(
+            f"{source} holds more than {MAX_VALUES} values, aliases (*name) written out. Shorten it."
+        )
+    return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

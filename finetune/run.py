@@ -19,9 +19,9 @@ import yaml
 from data_prep.cache import TensorCache, default_cache_folder
 from data_prep.captions import fill_template
 from data_prep.class_images import class_latents
+from data_prep.decode import decode_all
 from data_prep.loader import TrainingData, encode_photos
 from data_prep.sources import read_records
-from data_prep.transforms import decode_all
 from finetune.artifact import save_artifact
 from finetune.base import BasePipeline
 from finetune.config import RunConfig, differences, read_yaml, to_yaml
@@ -145,7 +145,7 @@ def build_data(base: BasePipeline, method: Method, config: RunConfig) -> Trainin
             f"{size // multiple * multiple or multiple} is."
         )
     cache = TensorCache(default_cache_folder())
-    photos = decode_all(read_records(data))
+    photos = decode_all(read_records(data), background=data.background)
     subject = method.subject_phrase(data.class_noun or "")
     instances = encode_photos(
         photos,

@@ -18,13 +18,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
 from torch import Tensor, nn
 
+from finetune.artifact import TEXT_PREFIX, names_module
 from finetune.base import BasePipeline
 from finetune.errors import ConfigError
 from finetune.method import require_same_keys
 from methods._networks import NetworkMethod, NetworkMethodConfig
-
-_TEXT_PREFIX = "text_model."
-"""Other tools expect it behind `text_encoder.`, whether or not the installed CLIP class nests."""
 
 Number = TypeVar("Number", int, float)
 
@@ -66,7 +64,7 @@ def _own_part(pattern: dict[str, Number], component: str, modules: list[str]) ->
         return {
             endings[key]: value
             for key, value in pattern.items()
-            if any(re.match(rf"(.*\.)?({endings[key]})$", module) for module in modules)
+            if any(names_module(endings[key], module) for module in modules)
         }
     except re.error as error:
         raise ConfigError(
@@ -169,7 +167,7 @@ class LoRA(NetworkMethod):
         """Adapter weights under the keys that diffusers, and ComfyUI's text side, read."""
         state = {}
         for component, module in self._adapted(base).items():
-            prefix = _TEXT_PREFIX if component in base.components.text_encoders else ""
+            prefix = TEXT_PREFIX if component in base.components.text_encoders else ""
             for name, value in get_peft_model_state_dict(module).items():
                 state[f"{component}.{prefix}{name.removeprefix(prefix)}"] = value.detach()
         return state
@@ -178,9 +176,9 @@ class LoRA(NetworkMethod):
         """Copy `state` into the adapters."""
         require_same_keys(state, self.state_dict(base), "LoRA")
         for component, module in self._adapted(base).items():
-            nested = any(name.startswith(_TEXT_PREFIX) for name, _ in module.named_modules())
+            nested = any(name.startswith(TEXT_PREFIX) for name, _ in module.named_modules())
             prefix = (
-                _TEXT_PREFIX if component in base.components.text_encoders and not nested else ""
+                TEXT_PREFIX if component in base.components.text_encoders and not nested else ""
             )
             own = {
                 key.removeprefix(f"{component}.").removeprefix(prefix): value

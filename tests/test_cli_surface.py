@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -196,7 +197,16 @@ def test_inspect_lists_all_pictures_and_fails_for_the_unreadable(spoilt_photos: 
     assert "good.png  ok       20 × 20" in result.stdout
     assert "1 of the pictures cannot be used" in result.stderr
     with Image.open("sheet.png") as sheet:
-        assert sheet.size == (192, 192)
+        assert sheet.size == (2 * 192, 192)
+    verdicts = [photo["verdict"] for photo in json.loads(Path("sheet.json").read_text())["photos"]]
+    assert verdicts == ["refused", "ok"]
+
+
+def test_inspect_refuses_what_it_cannot_do(spoilt_photos: Path) -> None:
+    assert "should end in .png" in refusal("inspect", spoilt_photos, "--output", "sheet.tiff")
+    assert "unknown color specifier: 'whyte'" in refusal(
+        "inspect", spoilt_photos, "--background", "whyte"
+    )
 
 
 def test_inspect_takes_a_configuration(write_config: WriteConfig, photos_folder: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from finetune.artifact import TEXT_PREFIX
 from finetune.base import BasePipeline
 from finetune.errors import ArtifactError
-from finetune.export.low_rank import TEXT_PREFIX, LowRankUpdate, Updates
+from finetune.export.low_rank import LowRankUpdate, Updates
 from finetune.families import FAMILIES
 
 

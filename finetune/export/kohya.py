@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.artifact import Artifact
+from finetune.artifact import TEXT_PREFIX, Artifact
 from finetune.base import BasePipeline
 from finetune.errors import ArtifactError
 from finetune.export.headers import (
@@ -28,7 +28,6 @@ from finetune.export.headers import (
     version_of,
 )
 from finetune.export.low_rank import (
-    TEXT_PREFIX,
     Updates,
     collect_updates,
     text_path,

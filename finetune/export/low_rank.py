@@ -16,11 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
+from finetune.artifact import TEXT_PREFIX, names_module
 from finetune.base import BasePipeline
 from finetune.errors import ArtifactError
-
-TEXT_PREFIX = "text_model."
-"""Stands before a text encoder's modules in files, whether or not the installed CLIP class nests."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def scaled_alpha(settings: Mapping[str, Any], component: str, module: str, *, ra
     """
     alpha = float(settings[f"{component}.lora_alpha"])
     for ending, own in (settings.get(f"{component}.alpha_pattern") or {}).items():
-        if any(re.match(rf"(.*\.)?({ending})$", name) for name in (module, TEXT_PREFIX + module)):
+        if any(names_module(ending, name) for name in (module, TEXT_PREFIX + module)):
             alpha = float(own)
             break
     return alpha * math.sqrt(rank) if settings.get(f"{component}.use_rslora") else alpha

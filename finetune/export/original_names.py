@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.artifact import TEXT_PREFIX
 from finetune.errors import ArtifactError
 
 Config = Mapping[str, Any]
@@ -150,7 +151,7 @@ def vae_to_original(state: Mapping[str, Tensor], config: Config) -> dict[str, Te
 
 def clip_to_original(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     """A CLIP text encoder's weights without the prefix `text_model.`, which the root brings."""
-    return {key.removeprefix("text_model."): tensor for key, tensor in state.items()}
+    return {key.removeprefix(TEXT_PREFIX): tensor for key, tensor in state.items()}
 
 
 def open_clip_name(key: str) -> str | None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from data_prep.batch import Batch, Moments
 from data_prep.cache import TensorCache
 from data_prep.config import DataConfig
+from data_prep.decode import Photo
 from data_prep.loader import InstanceSet, TrainingData, Variant, encode_photos, variants_of
-from data_prep.transforms import Photo, to_pixel_values
+from data_prep.transforms import to_pixel_values
 
 SIZE = 8
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from data_prep.config import DataConfig
+from data_prep.decode import decode, decode_all
 from data_prep.errors import DataError
 from data_prep.sources import read_records
-from data_prep.transforms import decode, decode_all
 
 
 def save_picture(path: Path, level: int = 0) -> None:

@@ -14,13 +14,12 @@ import pytest
 import torch
 from PIL import Image, features
 
+from data_prep.decode import decode, decode_all
 from data_prep.errors import DataError
 from data_prep.sources import Record
 from data_prep.transforms import (
     NUM_CROPS,
     crop_square,
-    decode,
-    decode_all,
     to_image,
     to_pixel_values,
 )
