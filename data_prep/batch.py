@@ -56,6 +56,18 @@ class Batch:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def __getitem__(self, rows: list[int]) -> Batch:
+        """Some of the examples."""
+        return Batch(
+            self.moments[rows],
+            [self.prompts[row] for row in rows],
+            self.is_class[rows],
+            [self.sample_index[row] for row in rows],
+            self.step,
+            [self.original_size_hw[row] for row in rows],
+            [self.crop_top_left_yx[row] for row in rows],
+        )
+
     def roles(self) -> list[Role]:
         """The role of every example."""
         return ["class" if flag else "instance" for flag in self.is_class.tolist()]

@@ -14,7 +14,7 @@ from data_prep.cache import TensorCache, cache_key, pixels_key
 from data_prep.captions import fill_template
 from data_prep.config import DataConfig
 from data_prep.decode import Photo
-from data_prep.transforms import NUM_CROPS, crop_square, to_pixel_values
+from data_prep.transforms import NUM_CROPS, crop_square, resized_wh, to_pixel_values
 
 EncodeImages = Callable[[Tensor], Moments]
 """Pixels [batch, 3, height, width] in [-1, 1] -> scaled latent moments."""
@@ -37,6 +37,9 @@ class InstanceSet:
     captions: list[str]
     original_size_hw: list[tuple[int, int]]
     corners: dict[tuple[int, Variant], tuple[int, int]]
+    """Top and left of each crop, in the resized picture as it is shown (mirrored or not)."""
+    size: int
+    """Side in pixels of the crops."""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -74,6 +77,8 @@ def encode_photos(
             pixel_values = to_pixel_values(cropped)
             if variant.mirrored:
                 pixel_values = pixel_values.flip(2)
+                top, left = corner
+                corner = top, resized_wh(photo.image.size, size)[0] - size - left
 
             def encode(pixel_values: Tensor = pixel_values) -> dict[str, Tensor]:
                 moments = encode_images(pixel_values[None])
@@ -100,6 +105,7 @@ def encode_photos(
         captions,
         [photo.size_hw for photo in photos],
         corners,
+        size,
     )
 
 
@@ -162,7 +168,7 @@ class TrainingData:
                 elif self.class_moments is not None:
                     picture = self.order(sample, len(self.class_moments.mean), "class")
                     parts.append(self.class_moments[[picture]])
-                    sizes.append(sizes[0])
+                    sizes.append((self.instances.size, self.instances.size))
                     corners.append((0, 0))
                 prompts.append(self.class_prompt)
         is_class = torch.arange(len(prompts)) >= num_instances

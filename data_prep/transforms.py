@@ -12,6 +12,13 @@ NUM_CROPS = 9
 """Positions of a random crop: from one end of the longer side to the other; the middle is number 4."""
 
 
+def resized_wh(size_wh: tuple[int, int], size: int) -> tuple[int, int]:
+    """Width and height of a picture whose shorter side has become `size`."""
+    scale = size / min(size_wh)
+    width, height = (max(size, round(side * scale)) for side in size_wh)
+    return width, height
+
+
 def crop_square(
     image: Image.Image, size: int, *, position: int = NUM_CROPS // 2
 ) -> tuple[Image.Image, tuple[int, int]]:
@@ -19,8 +26,7 @@ def crop_square(
 
     The shorter side is resized to `size` (Lanczos); `position` in 0 … 8 chooses along the longer one.
     """
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+    width, height = resized_wh(image.size, size)
     resized = image.resize((width, height), Image.Resampling.LANCZOS)
     share = position / (NUM_CROPS - 1)
     top, left = round((height - size) * share), round((width - size) * share)

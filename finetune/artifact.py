@@ -76,7 +76,7 @@ def save_artifact(base: BasePipeline, method: Method, config: RunConfig, folder:
         subject=method.subject_phrase(config.data.class_noun or ""),
         base=config.base.model_dump(mode="json"),
         base_fingerprint=base.fingerprint,
-        components=requirements.trainable_components,
+        components=base.family.component_names(requirements.trainable_components),
         size=config.data.size or base.family.default_size(base.components),
         family=base.family.name,
         prediction_type=base.noise_process.prediction_type,
@@ -120,12 +120,14 @@ def read_state(folder: Path, artifact: Artifact, base: BasePipeline) -> dict[str
             return load_file(folder / WEIGHT_FILES[artifact.format])
         state = {}
         for component in artifact.components:
-            (path,) = sorted((folder / component).glob("*.safetensors"))
             names = base.modules[component].state_dict()
-            for key, value in load_file(path).items():
-                # transformers writes the prefix back if the base's own file had it
-                name = key if key in names else key.removeprefix(TEXT_PREFIX)
-                state[f"{component}.{name}"] = value
+            buffers = {name for name, _ in base.modules[component].named_buffers()}
+            for path in sorted((folder / component).glob("*.safetensors")):
+                for key, value in load_file(path).items():
+                    # transformers writes the prefix back if the base's own file had it
+                    name = key if key in names else key.removeprefix(TEXT_PREFIX)
+                    if name not in buffers:  # SD3's table of positions, which nothing trains
+                        state[f"{component}.{name}"] = value
         return state
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise ArtifactError(

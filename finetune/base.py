@@ -14,17 +14,17 @@ from typing import Literal
 
 import torch
 from diffusers import DiffusionPipeline
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from pydantic import Field
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data_prep.batch import Batch, Moments
 from data_prep.config import Section
 from finetune.bases import resolve_base
-from finetune.diffusion import DiscreteDiffusion
-from finetune.errors import ArtifactError
-from finetune.families import find_family
+from finetune.diffusion import NoiseProcess
+from finetune.errors import ArtifactError, ConfigError
+from finetune.families import find_family, find_single_file_family
 from finetune.families.base import Components, Conditioning, ModelFamily
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
@@ -47,6 +47,10 @@ class BaseConfig(Section):
     """Diffusers folder with the configurations of a single-file checkpoint, for offline use."""
     dtype: DTypeName = "float32"
     """Precision of the frozen weights; what is trained stays in float32."""
+    drop_components: tuple[str, ...] = ()
+    """Networks to leave out where a family can do without: `text_encoder_3` (the T5) of SD3, 9 GB in
+    bfloat16. diffusers loads a DreamBooth folder of such a base when told `text_encoder_3=None,
+    tokenizer_3=None`."""
 
 
 def state_fingerprint(modules: dict[str, nn.Module]) -> str:
@@ -85,7 +89,7 @@ class BasePipeline:
         return next(self.denoiser.parameters()).device
 
     @property
-    def noise_process(self) -> DiscreteDiffusion:
+    def noise_process(self) -> NoiseProcess:
         """The forward process the base was trained with."""
         return self.family.noise_process(self.components)
 
@@ -143,16 +147,28 @@ class BasePipeline:
     def denoise(
         self,
         noisy_latents: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, " batch"],
+        timesteps: Real[Tensor, " batch"],
         conditioning: Conditioning,
         batch: Batch,
+        *,
+        guidance_scale: float = 1.0,
     ) -> Float[Tensor, "batch channels height width"]:
         """The denoiser's native output."""
-        return self.family.denoise(self.components, noisy_latents, timesteps, conditioning, batch)
+        return self.family.denoise(
+            self.components,
+            noisy_latents,
+            timesteps,
+            conditioning,
+            batch,
+            guidance_scale=guidance_scale,
+        )
 
     def mixed_precision(self) -> torch.autocast:
         """Bridges float32 parts and a half-precision base; off where all weights share a dtype."""
-        dtypes = {p.dtype for module in self.modules.values() for p in module.parameters()}
+        modules = dict(self.modules)
+        if next(self.components.vae.parameters()).dtype == torch.float32:
+            del modules["vae"]  # stands in float32 by itself, and is called by itself
+        dtypes = {p.dtype for module in modules.values() for p in module.parameters()}
         low = min(dtypes, key=lambda dtype: dtype.itemsize)
         return torch.autocast(self.device.type, low, enabled=len(dtypes) > 1, cache_enabled=False)
 
@@ -165,33 +181,57 @@ class BasePipeline:
         return state_fingerprint(self.modules)
 
 
-def load_base(config: BaseConfig) -> BasePipeline:
-    """Read a base. Raises `ArtifactError` if it cannot be found, read or recognised."""
-    path = resolve_base(config.source, revision=config.revision)
-    dtype = DTYPES[config.dtype]
+def recognise_base(config: BaseConfig) -> ModelFamily:
+    """The family of a base, before any weight is read or downloaded.
+
+    Raises `ArtifactError` if the base cannot be found or recognised, `ConfigError` if it cannot do
+    without what `drop_components` names.
+    """
+    path = resolve_base(config.source, revision=config.revision, only_index=True)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise ArtifactError(
                 f"{path} is no .safetensors file; files of other kinds can run code when they are read. "
                 "Convert it, or give a diffusers folder."
             )
-        family = find_family({"_class_name": "StableDiffusionPipeline"}, config.source)
+        try:
+            with safe_open(path, "pt") as content:
+                family = find_single_file_family(list(content.keys()), config.source)
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"The base {config.source} cannot be read: {error}") from error
     else:
         try:
             model_index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+            if not isinstance(model_index, dict):
+                raise ValueError("it holds no table")
         except (OSError, ValueError) as error:
             raise ArtifactError(
                 f"{path} has no readable model_index.json, so it is no diffusers pipeline: {error}. "
                 "Give a diffusers folder, a Hub id or a single .safetensors file as base.source."
             ) from error
         family = find_family(model_index, config.source)
+    for name in config.drop_components:
+        if name not in family.optional_components:
+            can = ", ".join(family.optional_components) or "none of its networks"
+            raise ConfigError(
+                f"base.drop_components: {name} cannot be left out; {config.source} is of the family "
+                f"{family.name}, which can do without {can}."
+            )
+    return family
+
+
+def load_base(config: BaseConfig) -> BasePipeline:
+    """Read a base. Raises `ArtifactError` if it cannot be found, read or recognised."""
+    family = recognise_base(config)
+    path = resolve_base(config.source, revision=config.revision, without=config.drop_components)
+    dtype = DTYPES[config.dtype]
     try:
         if path.is_file():
             components = family.load_single_file(
                 path, config=config.single_file_config, dtype=dtype
             )
         else:
-            components = family.load(path, dtype=dtype)
+            components = family.load(path, dtype=dtype, without=config.drop_components)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"The base {config.source} cannot be read: {error}") from error
     base = BasePipeline(family, components, config.source, "")

@@ -119,11 +119,12 @@ def train(
     Example: finetune train configs/clay/lora.yaml data.photos=my_dog data.class_noun=dog
     """
     from finetune.artifact import NOTE
-    from finetune.base import load_base
+    from finetune.base import load_base, recognise_base
     from finetune.run import (
         RunFolder,
         check_family,
         check_folder,
+        check_settings,
         prepare_folder,
         prepare_training,
         run_training,
@@ -146,8 +147,10 @@ def train(
     if resume is not None and (RunFolder(run.output).artifact / NOTE).is_file():
         typer.echo(f"{resume} is finished already; its artifact is in {resume}/artifact.")
         return
+    family = recognise_base(run.base)
+    check_family(method, family, source=run.base.source, kind=run.method.kind)
+    check_settings(run, family)
     base = load_base(run.base)
-    check_family(method, base, run.method.kind)
     _warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.
     data = prepare_training(base, method, run)
@@ -366,18 +369,22 @@ def compare(
 
     Example: finetune compare configs/clay/compare.yaml data.photos=my_dog data.class_noun=dog
     """
-    from finetune.base import load_base
+    from finetune.base import load_base, recognise_base
     from finetune.compare import compare as run_comparison
     from finetune.compare import method_configs, save_comparison
     from finetune.config import CompareConfig, validate
     from finetune.errors import CheckpointError
     from finetune.report import write_page
+    from finetune.run import check_family
     from methods import load_method
 
     settings = validate(CompareConfig, _config_values(config, overrides), str(config))
+    family = recognise_base(settings.base)
     for run in method_configs(settings, load_method).values():
         _check_identifier(run)
-        _warn_about_known_word(load_method(run.method.kind)(run.method), run)
+        method = load_method(run.method.kind)(run.method)
+        check_family(method, family, source=run.base.source, kind=run.method.kind)
+        _warn_about_known_word(method, run)
     if (settings.output / "results.json").exists() and not overwrite:
         raise CheckpointError(
             f"{settings.output} holds a comparison. Replace it with --overwrite or choose another "
@@ -465,12 +472,17 @@ def list_methods() -> None:
 @list_app.command("bases")
 @reports_errors
 def list_bases() -> None:
-    """The embedded bases; any Hub id, diffusers folder or single file serves as well."""
+    """The embedded bases, and which method trains which family of bases."""
     from finetune.bases import embedded_bases
+    from finetune.support import as_markdown, support_table
+    from methods import METHODS, load_method
 
     for name, folder in embedded_bases().items():
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         typer.echo(f"{name:20} {size / 1e6:.0f} MB  {folder}")
+    classes = {name: load_method(name) for name in METHODS}
+    rows = support_table({name: kind(kind.config_class()) for name, kind in classes.items()})
+    typer.echo(f"\n{as_markdown(rows)}\n")
     typer.echo("or: a Hub id (owner/name), a diffusers folder, a single .safetensors file")
 
 

@@ -195,7 +195,8 @@ def compare(
         )
     methods = {name: load_method(run.method.kind)(run.method) for name, run in configs.items()}
     for name, method in methods.items():
-        check_family(method, base, configs[name].method.kind)
+        kind = configs[name].method.kind
+        check_family(method, base.family, source=base.source, kind=kind)
     size = config.data.size or base.family.default_size(base.components)
     decoded = decode_all(read_records(config.data), background=config.data.background)
     photos = [crop_square(photo.image, size)[0] for photo in decoded]

@@ -1,20 +1,23 @@
 """Noise processes: how a clean latent is noised, what the network is asked for, and at what weight.
 
 torch only. Notation of Ho et al. 2020 (DDPM): x_t = alpha_t x_0 + sigma_t eps with alpha_t² + sigma_t² = 1,
-alpha_t² = `alphas_cumprod[t]` and timesteps 0 … T-1 for the paper's 1 … T. Shapes: `batch` samples
-of any trailing shape; timesteps are int64 [batch].
+alpha_t² = `alphas_cumprod[t]` and timesteps 0 … T-1 for the paper's 1 … T; of rectified flow: x_t =
+(1 - sigma_t) x_0 + sigma_t eps. Shapes: `batch` samples of any trailing shape; timesteps are what the network
+is told, [batch]: int64 for DDPM, floats T sigma_t for rectified flow.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
-PredictionType = Literal["epsilon", "v_prediction"]
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
+Density = Literal["uniform", "logit_normal"]
 BetaSchedule = Literal["linear", "scaled_linear", "cosine"]
 
 
@@ -47,7 +50,35 @@ def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-class DiscreteDiffusion:
+class NoiseProcess(ABC):
+    """What the loss asks of a forward process."""
+
+    prediction_type: PredictionType
+
+    @abstractmethod
+    def timesteps_from_uniform(self, uniform: Float[Tensor, " batch"]) -> Real[Tensor, " batch"]:
+        """Timesteps to train on, from numbers in [0, 1)."""
+
+    @abstractmethod
+    def add_noise(
+        self, latents: Float[Tensor, "batch ..."], noise: Tensor, timesteps: Tensor
+    ) -> Float[Tensor, "batch ..."]:
+        """The noisy latents x_t."""
+
+    @abstractmethod
+    def target(
+        self, latents: Float[Tensor, "batch ..."], noise: Tensor, timesteps: Tensor
+    ) -> Float[Tensor, "batch ..."]:
+        """What the network should say."""
+
+    @abstractmethod
+    def loss_weight(
+        self, timesteps: Real[Tensor, " batch"], snr_gamma: float | None
+    ) -> Float[Tensor, " batch"]:
+        """Weight of each sample's squared error."""
+
+
+class DiscreteDiffusion(NoiseProcess):
     """The DDPM process over a table of `alphas_cumprod`, predicting epsilon or v."""
 
     def __init__(
@@ -159,6 +190,57 @@ class DiscreteDiffusion:
             + step.sqrt() * (1 - before) / (1 - bar) * noisy_latents
         )
         return mean, ((1 - before) / (1 - bar) * (1 - step)).expand_as(mean)
+
+
+class RectifiedFlow(NoiseProcess):
+    """Straight paths from latents to noise, over a table of sigmas from 1 downwards (Liu et al. 2023).
+
+    `density` says how sigma's place in the table is drawn: all alike, or by a standard normal's sigmoid,
+    which favours the middle (Esser et al. 2024, §3.1, logit-normal with m = 0, s = 1). A shift towards noise
+    (§5.3.2) is in the table.
+    """
+
+    def __init__(self, sigmas: Float[Tensor, " timesteps"], density: Density) -> None:
+        self.sigmas = sigmas.float()
+        self.density = density
+        self.prediction_type = "flow"
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the length of the table."""
+        return len(self.sigmas)
+
+    def timesteps_from_uniform(self, uniform: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """T sigma of places in the table, drawn with the density from numbers in [0, 1)."""
+        if self.density == "logit_normal":
+            uniform = torch.special.ndtri(uniform).sigmoid()
+        last = self.num_timesteps - 1
+        return self.sigmas[(uniform * self.num_timesteps).long().clamp(max=last)] * (last + 1)
+
+    def sigma(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """sigma_t, shaped to multiply `like` [batch, ...]."""
+        return _per_sample(timesteps.to(like) / self.num_timesteps, like)
+
+    def add_noise(
+        self, latents: Float[Tensor, "batch ..."], noise: Tensor, timesteps: Tensor
+    ) -> Float[Tensor, "batch ..."]:
+        """x_t = (1 - sigma_t) x_0 + sigma_t eps (Esser et al. 2024, §3)."""
+        sigma = self.sigma(timesteps, latents)
+        return (1 - sigma) * latents + sigma * noise
+
+    def target(
+        self, latents: Float[Tensor, "batch ..."], noise: Tensor, timesteps: Tensor
+    ) -> Float[Tensor, "batch ..."]:
+        """The path's direction eps - x_0."""
+        return noise - latents
+
+    def loss_weight(
+        self, timesteps: Float[Tensor, " batch"], snr_gamma: float | None
+    ) -> Float[Tensor, " batch"]:
+        """1: what is to count more is drawn more often. Raises `ValueError` for min-SNR weights."""
+        if snr_gamma is not None:
+            raise ValueError("min-SNR weights are for DDPM processes")
+        return torch.ones_like(timesteps)
 
 
 def gaussian_kl(mean_p: Tensor, var_p: Tensor, mean_q: Tensor, var_q: Tensor) -> Tensor:

@@ -32,11 +32,12 @@ class SamplingConfig(Section):
 
     scheduler: Literal["ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++"] = "sde-dpm-solver++"
     """Ancestral sampling (Ho et al. 2020), DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022), or
-    the stochastic form of the latter, whose fresh noise in every step mends errors of a small base."""
+    the stochastic form of the latter, whose fresh noise in every step mends errors of a small base.
+    Flow-matching bases (SD3, FLUX) are sampled by Euler steps along the flow, whatever stands here."""
     num_steps: int = Field(25, gt=0, le=1000)
     """Denoising steps; DDPM wants hundreds, the others 20 to 50."""
     guidance_scale: float = Field(4.0, ge=0)
-    """Classifier-free guidance (Ho & Salimans 2022); 1 or less switches it off."""
+    """Classifier-free guidance (Ho & Salimans 2022); 1 or less switches it off. FLUX.1 dev is told it."""
     negative_prompt: str = ""
     """What pictures are steered away from."""
     batch_size: int = Field(8, gt=0)
@@ -72,8 +73,9 @@ def generate_latents(
     A picture is a function of its prompt, its seed and `sampling`, not of the pictures beside it.
     """
     pipe = base.pipeline()
-    scheduler, settings = SCHEDULERS[sampling.scheduler]
-    pipe.scheduler = scheduler.from_config(base.components.scheduler.config, **settings)
+    if not base.family.flow_matching:
+        scheduler, settings = SCHEDULERS[sampling.scheduler]
+        pipe.scheduler = scheduler.from_config(base.components.scheduler.config, **settings)
     size = sampling.size or base.family.default_size(base.components)
     shape = base.family.latent_shape(base.components, size)
     reference = next(base.denoiser.parameters())
@@ -88,17 +90,16 @@ def generate_latents(
             ]
             noise = normal_like(shape, generators)
             finished.append(
-                pipe(
-                    prompt=chosen,
-                    negative_prompt=[sampling.negative_prompt] * len(chosen),
-                    num_inference_steps=sampling.num_steps,
+                base.family.sample(
+                    pipe,
+                    noise.to(reference),
+                    prompts=chosen,
+                    negative_prompt=sampling.negative_prompt,
+                    size=size,
+                    num_steps=sampling.num_steps,
                     guidance_scale=sampling.guidance_scale,
-                    height=size,
-                    width=size,
-                    latents=noise.to(reference),
-                    generator=generators,
-                    output_type="latent",
-                ).images
+                    generators=generators,
+                )
             )
     return torch.cat(finished)
 

@@ -25,7 +25,11 @@ class LossConfig(Section):
     """λ, the weight of class examples against instance examples (Ruiz et al. 2023, eq. 2). Has an
     effect only where `prior.kind` is not `none`."""
     snr_gamma: float | None = Field(None, gt=0)
-    """Min-SNR clipping value (Hang et al. 2023); 5 is usual, null weights all timesteps alike."""
+    """Min-SNR clipping value (Hang et al. 2023); 5 is usual, null weights all timesteps alike. Of no
+    meaning for flow-matching bases (SD3, FLUX)."""
+    guidance_scale: float = Field(1.0, ge=0)
+    """What a guidance-distilled base (FLUX.1 dev) is told while it learns; 1 is the field's custom. Others
+    are not told anything."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Objective:
     ) -> Float[Tensor, " batch"]:
         """Weighted mean squared error of each sample (Ho et al. 2020, eq. 14; Hang et al. 2023)."""
         draws, process = Draws(self.seed, batch), base.noise_process
+        guidance = self.config.guidance_scale
         latents = batch.moments.sample(draws.normal("posterior")).to(base.device)
         noise = draws.normal("noise").to(base.device)
         timesteps = process.timesteps_from_uniform(draws.uniform("timesteps")).to(latents.device)
@@ -101,14 +106,21 @@ class Objective:
         target = process.target(latents, noise, timesteps)
         if self.match_base and frozen is not None and bool(batch.is_class.any()):
             rows = batch.is_class.nonzero()[:, 0].to(base.device)
-            prompts = [batch.prompts[row] for row in rows.tolist()]
+            part = batch[rows.tolist()]
             with torch.no_grad(), frozen(base):
+                conditioning = base.encode_prompts(part.prompts)
                 answer = base.denoise(
-                    noisy_latents[rows], timesteps[rows], base.encode_prompts(prompts), batch
+                    noisy_latents[rows],
+                    timesteps[rows],
+                    conditioning,
+                    part,
+                    guidance_scale=guidance,
                 )
             target = target.index_copy(0, rows, answer.float())
         conditioning = base.encode_prompts(batch.prompts)
-        model_output = base.denoise(noisy_latents, timesteps, conditioning, batch)
+        model_output = base.denoise(
+            noisy_latents, timesteps, conditioning, batch, guidance_scale=guidance
+        )
         error = F.mse_loss(model_output.float(), target.float(), reduction="none")
         weight = process.loss_weight(timesteps, self.config.snr_gamma)
         return weight * error.flatten(1).mean(1)

@@ -15,6 +15,7 @@ from data_prep.batch import Batch
 from data_prep.config import Section
 from finetune.base import BasePipeline
 from finetune.errors import ArtifactError
+from finetune.families.base import ModelFamily
 from finetune.loss import LossOutput, Objective
 
 ArtifactFormat = Literal["pipeline", "lora", "textual_inversion"]
@@ -37,15 +38,23 @@ class Requirements:
     """What a method needs, told before any weight is read."""
 
     families: tuple[str, ...]
-    """Names of the model families it can train."""
+    """Names of the model families it can train; empty for every family that has what it needs."""
     artifact_format: ArtifactFormat
     """How what it learns is shipped."""
     uses_class_examples: bool = True
     """False where a prompt without the learned token has no gradient: such examples are skipped."""
     placeholder_tokens: tuple[str, ...] = ()
     """Tokens that the method adds to the tokenizers."""
-    trainable_components: tuple[str, ...] = ("unet",)
-    """Pipeline names of the networks it touches."""
+    trainable_components: tuple[str, ...] = ("denoiser",)
+    """Roles of the networks it touches, "denoiser" and "text_encoders"; see
+    `ModelFamily.component_names`."""
+
+
+def why_unsupported(requirements: Requirements, family: ModelFamily) -> str | None:
+    """Why a method with these requirements cannot train a family; None where it can."""
+    if requirements.families and family.name not in requirements.families:
+        return f"it trains {', '.join(requirements.families)} bases only"
+    return family.why_no_new_words if requirements.placeholder_tokens else None
 
 
 @dataclass(frozen=True)

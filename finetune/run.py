@@ -25,9 +25,10 @@ from data_prep.sources import read_records
 from finetune.artifact import save_artifact
 from finetune.base import BasePipeline
 from finetune.config import RunConfig, differences, read_yaml, to_yaml
-from finetune.errors import ArtifactError, CheckpointError
+from finetune.errors import ArtifactError, CheckpointError, ConfigError
+from finetune.families.base import ModelFamily
 from finetune.generate import SamplingConfig, generate, generate_latents, labelled_grid
-from finetune.method import Method
+from finetune.method import Method, why_unsupported
 from finetune.seeding import derive_seed
 from finetune.train import TrainResult, train, training_device
 
@@ -51,13 +52,21 @@ class RunFolder:
         return self.path / "artifact"
 
 
-def check_family(method: Method, base: BasePipeline, kind: str) -> None:
-    """Raise `ArtifactError` if `method` cannot train this base's family."""
-    families = method.requirements().families
-    if base.family.name not in families:
+def check_family(method: Method, family: ModelFamily, *, source: str, kind: str) -> None:
+    """Raise `ArtifactError` if `method` cannot train bases of `family`; `source` names the base."""
+    reason = why_unsupported(method.requirements(), family)
+    if reason is not None:
         raise ArtifactError(
-            f"The method {kind} trains {', '.join(families)} bases; {base.source} is of the family "
-            f"{base.family.name}."
+            f"The method {kind} cannot train {source}, which is of the family {family.name}: {reason}."
+        )
+
+
+def check_settings(config: RunConfig, family: ModelFamily) -> None:
+    """Raise `ConfigError` for settings that mean nothing to a family."""
+    if family.flow_matching and config.loss.snr_gamma is not None:
+        raise ConfigError(
+            f"loss.snr_gamma: min-SNR weights are for DDPM bases; {config.base.source} is of the family "
+            f"{family.name}, which learns a flow. Set it to null."
         )
 
 
@@ -129,6 +138,12 @@ def build_data(base: BasePipeline, method: Method, config: RunConfig) -> Trainin
     """Photos and class examples of a run, as latents. The base must be as it was loaded."""
     data, prior = config.data, config.prior
     size = data.size or base.family.default_size(base.components)
+    multiple = base.family.size_multiple(base.components)
+    if size % multiple:
+        raise ConfigError(
+            f"data.size {size} is not a multiple of {multiple}, as {base.source} needs it; "
+            f"{size // multiple * multiple or multiple} is."
+        )
     cache = TensorCache(default_cache_folder())
     photos = decode_all(read_records(data), background=data.background)
     subject = method.subject_phrase(data.class_noun or "")
@@ -185,6 +200,7 @@ def sample_prompts(method: Method, config: RunConfig) -> list[str]:
 
 def prepare_training(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
     """What a run trains on, with `method` attached; mistakes in photos and settings come out here."""
+    check_settings(config, base.family)
     base.to(training_device())
     sample_prompts(method, config)
     data = build_data(base, method, config)

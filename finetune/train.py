@@ -231,7 +231,9 @@ def train(
                     metrics[name] = metrics.get(name, 0.0) + float(figure) * world / num_micro
             if world > 1:  # unwrapped modules: the loop itself sums the (few) gradients
                 for parameter in parameters:
-                    parameter.grad = accelerator.reduce(parameter.grad, reduction="sum")
+                    # Where a base does not use all of a network (SDXL skips last layers) none has one.
+                    if parameter.grad is not None:
+                        parameter.grad = accelerator.reduce(parameter.grad, reduction="sum")
             norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
             if bool(norm.isfinite()):
                 optimizer.step()

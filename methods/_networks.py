@@ -30,11 +30,9 @@ class NetworkMethod(Method):
 
     def requirements(self) -> Requirements:
         """The denoiser, and the text encoders when asked."""
-        components = ("unet", "text_encoder") if self.config.train_text_encoder else ("unet",)
+        roles = ("denoiser", "text_encoders") if self.config.train_text_encoder else ("denoiser",)
         return Requirements(
-            families=("sd",),
-            artifact_format=self.artifact_format,
-            trainable_components=components,
+            families=(), artifact_format=self.artifact_format, trainable_components=roles
         )
 
     def subject_phrase(self, class_noun: str) -> str:
@@ -45,7 +43,8 @@ class NetworkMethod(Method):
         """The networks it trains, by pipeline name; the denoiser first."""
         networks = {base.family.denoiser_name: base.denoiser}
         if self.config.train_text_encoder:
-            networks.update(base.components.text_encoders)
+            encoders = base.components.text_encoders
+            networks |= {name: encoders[name] for name in base.family.trainable_text_encoders}
         return networks
 
     def parameter_groups(self, base: BasePipeline) -> list[ParameterGroup]:

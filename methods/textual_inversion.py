@@ -36,7 +36,7 @@ class TextualInversionConfig(MethodConfig):
 
 @final
 class TextualInversion(Method):
-    """Trains rows beside the text encoder's embedding table."""
+    """Trains rows beside the embedding table of each text encoder."""
 
     config_class = TextualInversionConfig
     config: TextualInversionConfig
@@ -44,17 +44,17 @@ class TextualInversion(Method):
     def __init__(self, config: TextualInversionConfig) -> None:
         super().__init__(config)
         self._class_noun: str | None = None
-        self._added: AddedTokens | None = None
+        self._added: dict[str, AddedTokens] = {}
 
     def requirements(self) -> Requirements:
         """Rows are shipped as `learned_embeds.safetensors`."""
         config = self.config
         return Requirements(
-            families=("sd",),
+            families=(),
             artifact_format="textual_inversion",
             uses_class_examples=False,
             placeholder_tokens=tuple(token_names(config.placeholder_token, config.num_vectors)),
-            trainable_components=("text_encoder",),
+            trainable_components=("text_encoders",),
         )
 
     def subject_phrase(self, class_noun: str) -> str:
@@ -72,24 +72,28 @@ class TextualInversion(Method):
                 "the subject is close to, for instance 'dog'."
             )
         base.forget_prompts()
-        self._added = add_tokens(
-            base.components,
-            "tokenizer",
-            "text_encoder",
-            names=list(self.requirements().placeholder_tokens),
-            initializer=initializer,
-        )
+        for encoder, tokenizer in base.family.trainable_text_encoders.items():
+            self._added[encoder] = add_tokens(
+                base.components,
+                tokenizer,
+                encoder,
+                names=list(self.requirements().placeholder_tokens),
+                initializer=initializer,
+            )
 
-    def _rows(self) -> Tensor:
-        if self._added is None:
+    def _rows(self, base: BasePipeline) -> dict[str, Tensor]:
+        """Rows [num_vectors, D] of each text encoder, by their key in the artifact."""
+        names = base.family.foreign_names
+        if not self._added or names is None:
             raise RuntimeError("prepare() has not been called")
-        return self._added.embedding.new_rows
+        keys = names.row_keys(self.config.placeholder_token)
+        return {keys[encoder]: added.embedding.new_rows for encoder, added in self._added.items()}
 
     def parameter_groups(self, base: BasePipeline) -> list[ParameterGroup]:
         """The new rows."""
         config = self.config
-        rows = self._rows()
-        parameters = {n: p for n, p in base.trainable_parameters().items() if p is rows}
+        rows = {id(tensor) for tensor in self._rows(base).values()}
+        parameters = {n: p for n, p in base.trainable_parameters().items() if id(p) in rows}
         return [ParameterGroup("new_rows", parameters, config.learning_rate, config.weight_decay)]
 
     @contextlib.contextmanager
@@ -98,20 +102,25 @@ class TextualInversion(Method):
         yield
 
     def detach(self, base: BasePipeline) -> None:
-        """Put the tokenizer and the embedding table back."""
-        if self._added is not None:
-            remove_tokens(base.components, self._added)
-            self._added = None
+        """Put the tokenizers and the embedding tables back."""
+        for added in self._added.values():
+            remove_tokens(base.components, added)
+        self._added.clear()
         base.forget_prompts()
 
     def state_dict(self, base: BasePipeline) -> dict[str, Tensor]:
-        """`{placeholder: [num_vectors, D]}`, or [D] for one vector, as diffusers stores it."""
-        rows = self._rows().detach()
-        return {self.config.placeholder_token: rows[0] if len(rows) == 1 else rows}
+        """`{placeholder: [num_vectors, D]}`, or [D] for one vector, as diffusers stores it.
+
+        Of several text encoders each has its rows under the key of A1111 files ("clip_l", "clip_g").
+        """
+        return {
+            key: rows.detach()[0] if len(rows) == 1 else rows.detach()
+            for key, rows in self._rows(base).items()
+        }
 
     @torch.no_grad()
     def load_state_dict(self, base: BasePipeline, state: dict[str, Tensor]) -> None:
         """Copy learnt rows into place."""
         require_same_keys(state, self.state_dict(base), "embedding")
-        rows = self._rows()
-        rows.copy_(state[self.config.placeholder_token].view_as(rows))
+        for key, rows in self._rows(base).items():
+            rows.copy_(state[key].view_as(rows))

@@ -11,6 +11,7 @@ from diffusers.training_utils import compute_snr
 
 from finetune.diffusion import (
     DiscreteDiffusion,
+    RectifiedFlow,
     betas_for,
     gaussian_kl,
     variational_bound_terms,
@@ -269,3 +270,52 @@ def test_timesteps_are_equally_likely() -> None:
     uniform = (torch.arange(1000) + 0.5) / 1000
     assert torch.equal(process.timesteps_from_uniform(uniform), torch.arange(1000))
     assert int(process.timesteps_from_uniform(torch.tensor([1 - 1e-8]))) == 999
+
+
+# --- rectified flow -----------------------------------------------------------------------------------
+
+
+def test_flow_identities_by_hand() -> None:
+    """x_t = (1 - sigma) x_0 + sigma eps; x_t - sigma v = x_0 and x_t + (1 - sigma) v = eps."""
+    process = RectifiedFlow(torch.tensor([1.0, 0.5, 0.25, 0.0]), "uniform")
+    latents, noise = torch.tensor([[2.0], [2.0]]), torch.tensor([[-1.0], [-1.0]])
+    timesteps = torch.tensor([2.0, 1.0])  # T sigma of sigma 0.5 and 0.25
+    noisy = process.add_noise(latents, noise, timesteps)
+    assert noisy.tolist() == [[0.5], [1.25]]
+    velocity = process.target(latents, noise, timesteps)
+    assert velocity.tolist() == [[-3.0], [-3.0]]
+    sigma = torch.tensor([[0.5], [0.25]])
+    assert torch.equal(noisy - sigma * velocity, latents)
+    assert torch.equal(noisy + (1 - sigma) * velocity, noise)
+    assert process.loss_weight(timesteps, None).tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="min-SNR"):
+        process.loss_weight(timesteps, 5.0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_timesteps_are_those_of_diffusers(shift: float) -> None:
+    """Places in the table by a uniform or a logit-normal number, sigma shifted by the scheduler."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.training_utils import compute_density_for_timestep_sampling
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    uniform = torch.rand(4096, generator=torch.Generator().manual_seed(0))
+    ours = RectifiedFlow(scheduler.sigmas, "uniform").timesteps_from_uniform(uniform)
+    assert torch.equal(ours, scheduler.timesteps[(uniform * 1000).long()])
+    by_hand = 1 - (uniform * 1000).floor() / 1000
+    by_hand = 1000 * shift * by_hand / (1 + (shift - 1) * by_hand)
+    torch.testing.assert_close(ours, by_hand, atol=1e-3, rtol=0)
+    normal = RectifiedFlow(scheduler.sigmas, "logit_normal").timesteps_from_uniform(uniform)
+    theirs = compute_density_for_timestep_sampling(
+        "logit_normal", 4096, 0.0, 1.0, generator=torch.Generator().manual_seed(1)
+    )
+    theirs = scheduler.timesteps[(theirs * 1000).long()]
+    shares = torch.linspace(0.05, 0.95, 19)
+    torch.testing.assert_close(normal.quantile(shares), theirs.quantile(shares), atol=25, rtol=0)
+    edges = torch.tensor([0.0, 1 - 2**-24])
+    assert bool(
+        RectifiedFlow(scheduler.sigmas, "logit_normal")
+        .timesteps_from_uniform(edges)
+        .isfinite()
+        .all()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from finetune.errors import ArtifactError, did_you_mean
@@ -13,7 +14,7 @@ SCORER = "clay-clip"
 
 _WANTED = ["model_index.json", "scheduler/*.json", "tokenizer*/*.json", "tokenizer*/*.txt"] + [
     f"{folder}/*.{suffix}"
-    for folder in ("text_encoder", "unet", "vae")
+    for folder in ("text_encoder*", "unet", "transformer", "vae")
     for suffix in ("json", "safetensors")
 ]
 _UNWANTED = ["*fp16*", "*non_ema*"]
@@ -25,8 +26,16 @@ def embedded_bases() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(EMBEDDED.glob("*/model_index.json"))}
 
 
-def resolve_base(source: str, *, revision: str | None = None) -> Path:
+def resolve_base(
+    source: str,
+    *,
+    revision: str | None = None,
+    only_index: bool = False,
+    without: Collection[str] = (),
+) -> Path:
     """Folder or file of the base `source`; a Hub id is downloaded, or taken from the local cache.
+
+    With `only_index` no more than its model_index.json is; `without` names networks that are not.
 
     Raises `ArtifactError` where there is nothing of that name.
     """
@@ -45,7 +54,10 @@ def resolve_base(source: str, *, revision: str | None = None) -> Path:
 
     try:
         folder = snapshot_download(
-            source, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            source,
+            revision=revision,
+            allow_patterns=["model_index.json"] if only_index else _WANTED,
+            ignore_patterns=[*_UNWANTED, *(f"{name}/*" for name in without)],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -72,9 +72,11 @@ def _a1111(
     folder: Path, note: Artifact, names: ForeignNames, title: str, dtype: torch.dtype | None
 ) -> ForeignFile:
     content, _ = read_safetensors(folder / WEIGHT_FILES["textual_inversion"])
-    if note.subject not in content:
-        raise ArtifactError(f"{folder} holds no embedding of {note.subject}; it is damaged.")
-    rows = {encoder: content[note.subject] for encoder in names.embedding_keys}
+    keys = names.row_keys(note.subject)
+    if missing := set(keys.values()) - content.keys():
+        what = ", ".join(sorted(missing))
+        raise ArtifactError(f"{folder} holds no embedding of {what}; it is damaged.")
+    rows = {encoder: content[key] for encoder, key in keys.items()}
     state = cast(a1111.to_a1111(rows, names), dtype)
     header = a1111.header_of(note, names, title, state)
     remark = f"The file's name is its trigger word: write '{title}' where you wrote {note.subject}."
@@ -86,7 +88,7 @@ def _single_file(
 ) -> ForeignFile:
     state = cast(single_file.to_single_file(folder, names), dtype)
     header = single_file.header_of(note, folder, names, title, state)
-    return ForeignFile(state, header, single_file.remarks(note, folder))
+    return ForeignFile(state, header, single_file.remarks(note, folder, names))
 
 
 FORMATS: dict[str, Format] = {

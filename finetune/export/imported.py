@@ -128,11 +128,7 @@ def _kind_of(path: Path, content: dict[str, Any]) -> Kind:
         strange = sorted(components - {c for names in families for c in names.kohya_prefixes})
         _require_known(path, strange)
         return "diffusers"
-    if (
-        set(content) & _SHARED_KEYS
-        or len(content) == 1
-        or frozenset(content) in a1111.OTHER_FAMILIES
-    ):
+    if set(content) & _SHARED_KEYS or len(content) == 1 or set(content) == a1111.SDXL_KEYS:
         return "embedding"
     raise ArtifactError(
         f"{path} is {kohya.algorithm_of(content)}, no embedding and no checkpoint in Stable Diffusion's "
@@ -210,7 +206,7 @@ def fit(source: Source, base: BasePipeline) -> tuple[Artifact, dict[str, Tensor]
         )
     if source.kind == "embedding":
         token, rows = _fit_embedding(source, base, names)
-        settings, state = a1111.to_method(rows, token)
+        settings, state = a1111.to_method(rows, names, token)
         return replace(note, format="textual_inversion", method=settings, subject=token), state
     if source.kind == "kohya":
         updates = kohya.read_kohya(source.content, base, source.path)
@@ -220,21 +216,24 @@ def fit(source: Source, base: BasePipeline) -> tuple[Artifact, dict[str, Tensor]
     return replace(note, format="lora", method=settings), state
 
 
-def _fit_embedding(source: Source, base: BasePipeline, names: ForeignNames) -> tuple[str, Tensor]:
-    """Word and rows [n, D] of an embedding."""
+def _fit_embedding(
+    source: Source, base: BasePipeline, names: ForeignNames
+) -> tuple[str, dict[str, Tensor]]:
+    """Word and rows [n, D] by text encoder of an embedding."""
     token = str(source.subject).lower()  # CLIP's tokenizer knows no capitals
-    if token in base.components.tokenizers["tokenizer"].get_vocab():
+    if any(token in known.get_vocab() for known in base.components.tokenizers.values()):
         token = f"<{token}>"
     rows = a1111.rows_of(source.content, names, source.path)
-    encoder: Any = base.components.text_encoders["text_encoder"]
-    width = encoder.get_input_embeddings().weight.shape[1]
-    if rows.shape[1] != width:
-        made_for = names.versions.get(rows.shape[1])
-        raise ArtifactError(
-            f"{source.path} holds vectors of {rows.shape[1]} numbers"
-            f"{f' (as for {made_for.title})' if made_for else ''}; the text encoder of {base.source} "
-            f"takes {width}. Give the base it was made for."
-        )
+    for name, tensor in rows.items():
+        encoder: Any = base.components.text_encoders[name]
+        width = encoder.get_input_embeddings().weight.shape[1]
+        if tensor.shape[1] != width:
+            made_for = names.versions.get(tensor.shape[1])
+            raise ArtifactError(
+                f"{source.path} holds vectors of {tensor.shape[1]} numbers"
+                f"{f' (as for {made_for.title})' if made_for else ''}; the text encoder of {base.source} "
+                f"takes {width}. Give the base it was made for."
+            )
     return token, rows
 
 

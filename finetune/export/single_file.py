@@ -29,9 +29,6 @@ from finetune.families.base import ForeignNames
 Convert = Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]
 _NETWORKS: dict[str, Convert] = {"unet": unet_to_original, "vae": vae_to_original}
 
-STANDARD_VAE_SCALE = {4: 0.18215}
-"""Latent channels -> the scaling factor that other tools assume for Stable Diffusion 1.x and 2.x."""
-
 
 def read_config(folder: Path, component: str) -> dict[str, Any]:
     """Configuration of a network of a diffusers folder. Raises `ArtifactError`."""
@@ -63,11 +60,17 @@ def to_single_file(folder: Path, names: ForeignNames) -> dict[str, Tensor]:
     them apart by the names of the weights. Raises `ArtifactError` for networks without original names.
     """
     result: dict[str, Tensor] = {}
-    for component, root in names.single_file_roots.items():
+    convert: Convert
+    for component in {**names.single_file_roots, **names.open_clip_roots}:
         config = read_config(folder, component)
-        convert = _NETWORKS.get(component, clip_to_original)
-        if component in names.open_clip_roots and config.get("hidden_act") == "gelu":
+        is_open_clip = (
+            config.get("hidden_act") == "gelu" or component not in names.single_file_roots
+        )
+        if component in names.open_clip_roots and is_open_clip:
             root, convert = names.open_clip_roots[component], open_clip_to_original
+        else:
+            root = names.single_file_roots[component]
+            convert = _NETWORKS.get(component, clip_to_original)
         for key, tensor in convert(read_weights(folder, component), config).items():
             result[f"{root}{key}"] = tensor
     return result
@@ -81,12 +84,12 @@ def header_of(
     return model_spec(note, version, title, kind="", state=state)
 
 
-def remarks(note: Artifact, folder: Path) -> list[str]:
+def remarks(note: Artifact, folder: Path, names: ForeignNames) -> list[str]:
     """What another tool has to be told, because the file has no place for it."""
     vae = read_config(folder, "vae")
     found = []
     scale = vae.get("scaling_factor")
-    if STANDARD_VAE_SCALE.get(vae["latent_channels"]) != scale:
+    if (vae["latent_channels"], scale) != (4, names.vae_scaling_factor):
         found.append(f"an autoencoder of {vae['latent_channels']} channels scaled by {scale}")
     if note.prediction_type == "v_prediction":
         found.append("v-prediction")

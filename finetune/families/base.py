@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from data_prep.batch import Batch, Moments
-from finetune.diffusion import DiscreteDiffusion
+from finetune.diffusion import NoiseProcess
 
 
 @dataclass
@@ -25,6 +26,8 @@ class Components:
     vae: Any
     denoiser: Any
     scheduler: Any
+    pipeline_settings: dict[str, Any] = field(default_factory=dict)
+    """What the pipeline is told beside its parts."""
 
     def modules(self, denoiser_name: str) -> dict[str, nn.Module]:
         """All networks by pipeline name."""
@@ -73,24 +76,64 @@ class ForeignNames:
     """Width of the prompt embeddings -> version, for headers and messages."""
     default_version: ModelVersion
     """The version that other tools take a base of another width for."""
+    vae_scaling_factor: float = 0.18215
+    """The scaling factor that other tools assume for its autoencoder."""
+
+    def row_keys(self, token: str) -> dict[str, str]:
+        """Text encoder -> key of a new word's rows in `learned_embeds.safetensors`.
+
+        The word itself, as diffusers has it; where several encoders learn it, the keys of A1111 files.
+        """
+        if len(self.embedding_keys) > 1:
+            return self.embedding_keys
+        return dict.fromkeys(self.embedding_keys, token)
 
 
 class ModelFamily(ABC):
     """One family of text-to-image models; subclasses are final and hold no state."""
 
     name: str
+    title: str
+    """What its bases are called."""
     denoiser_name: str
     """Pipeline name of the denoiser: "unet" or "transformer"."""
+    trainable_text_encoders: dict[str, str]
+    """Text encoder that methods may train -> its tokenizer."""
+    why_no_new_words: str | None = None
+    """Why no new word can be taught to its text encoders; None where it can."""
+    optional_components: tuple[str, ...] = ()
+    """Networks that a base may lack, or that may be left out."""
+    flow_matching: bool = False
+    """Whether its noise process is rectified flow, sampled by steps of its own scheduler."""
     foreign_names: ForeignNames | None = None
     """None where artifacts can be neither exported nor imported."""
+
+    def component_names(self, roles: Collection[str]) -> tuple[str, ...]:
+        """Pipeline names of networks given by role ("denoiser", "text_encoders") or by name."""
+        names: list[str] = []
+        for role in roles:
+            if role == "text_encoders":
+                names += self.trainable_text_encoders
+            else:
+                names.append(self.denoiser_name if role == "denoiser" else role)
+        return tuple(names)
 
     @abstractmethod
     def matches(self, model_index: dict[str, object]) -> bool:
         """Whether a checkpoint with this model_index.json belongs to the family."""
 
     @abstractmethod
-    def load(self, source: Path, *, dtype: torch.dtype) -> Components:
-        """Read a diffusers folder; networks are frozen and in eval mode."""
+    def matches_single_file(self, keys: Collection[str]) -> bool:
+        """Whether a single-file checkpoint with these tensor names belongs to the family."""
+
+    @abstractmethod
+    def load(
+        self, source: Path, *, dtype: torch.dtype, without: Collection[str] = ()
+    ) -> Components:
+        """Read a diffusers folder; networks are frozen and in eval mode.
+
+        Of `optional_components`, those in `without` and those that the folder lacks are left out.
+        """
 
     @abstractmethod
     def load_single_file(
@@ -119,14 +162,34 @@ class ModelFamily(ABC):
         self,
         components: Components,
         noisy_latents: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, " batch"],
+        timesteps: Real[Tensor, " batch"],
         conditioning: Conditioning,
         batch: Batch,
+        *,
+        guidance_scale: float = 1.0,
     ) -> Float[Tensor, "batch channels height width"]:
-        """The denoiser's native output (epsilon or v)."""
+        """The denoiser's native output (epsilon, v or flow).
+
+        `guidance_scale` is what a guidance-distilled denoiser is told; others are not.
+        """
 
     @abstractmethod
-    def noise_process(self, components: Components) -> DiscreteDiffusion:
+    def sample(
+        self,
+        pipe: DiffusionPipeline,
+        noise: Float[Tensor, "batch channels height width"],
+        *,
+        prompts: Sequence[str],
+        negative_prompt: str,
+        size: int,
+        num_steps: int,
+        guidance_scale: float,
+        generators: Sequence[torch.Generator],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Scaled latents of `size` × `size` pictures that `pipe` makes of `noise`, one per prompt."""
+
+    @abstractmethod
+    def noise_process(self, components: Components) -> NoiseProcess:
         """The forward process, read from the scheduler's configuration."""
 
     @abstractmethod
@@ -136,6 +199,10 @@ class ModelFamily(ABC):
     @abstractmethod
     def default_size(self, components: Components) -> int:
         """The side in pixels the base was trained at."""
+
+    @abstractmethod
+    def size_multiple(self, components: Components) -> int:
+        """What a picture's side in pixels has to be a multiple of."""
 
     @abstractmethod
     def adapter_targets(self, component: str) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from diffusers import (
@@ -14,21 +14,32 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from data_prep.batch import Batch, Moments
 from finetune.diffusion import DiscreteDiffusion
-from finetune.errors import ArtifactError
 from finetune.families.base import (
     Components,
     Conditioning,
     ForeignNames,
     ModelFamily,
     ModelVersion,
+)
+from finetune.families.parts import (
+    CLIP_ATTENTION,
+    UNET_ATTENTION,
+    clip_input_ids,
+    decoded,
+    discrete_process,
+    dtype_of,
+    frozen,
+    latent_shape,
+    read_networks,
+    run_pipeline,
+    scaled_moments,
+    vae_factor,
 )
 
 _VERSION_1 = ModelVersion(
@@ -48,7 +59,9 @@ class StableDiffusion(ModelFamily):
     """One CLIP text encoder, a U-Net with cross-attention, an `AutoencoderKL`."""
 
     name = "sd"
+    title = "Stable Diffusion 1.x and 2.x, clay"
     denoiser_name = "unet"
+    trainable_text_encoders = {"text_encoder": "tokenizer"}
     foreign_names = ForeignNames(
         kohya_prefixes={"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1")},
         embedding_keys={"text_encoder": "emb_params"},
@@ -66,27 +79,28 @@ class StableDiffusion(ModelFamily):
         """True for `StableDiffusionPipeline` checkpoints."""
         return model_index.get("_class_name") == "StableDiffusionPipeline"
 
-    def load(self, source: Path, *, dtype: torch.dtype) -> Components:
+    def matches_single_file(self, keys: Collection[str]) -> bool:
+        """True for the original layouts of 1.x and 2.x."""
+        return any(key.startswith("cond_stage_model.") for key in keys)
+
+    def load(
+        self, source: Path, *, dtype: torch.dtype, without: Collection[str] = ()
+    ) -> Components:
         """Read the five folders of a pipeline; safetensors only."""
-
-        def network(loader: Any, folder: str) -> Any:
-            return loader.from_pretrained(source / folder, torch_dtype=dtype, use_safetensors=True)
-
-        transformers_logging.disable_progress_bar()  # for a second's work
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch_dtype.*deprecated.*")
-            components = Components(
-                tokenizers={"tokenizer": CLIPTokenizer.from_pretrained(source / "tokenizer")},
-                text_encoders={
-                    "text_encoder": CLIPTextModel.from_pretrained(
-                        source / "text_encoder", dtype=dtype, use_safetensors=True
-                    )
-                },
-                vae=network(AutoencoderKL, "vae"),
-                denoiser=network(UNet2DConditionModel, "unet"),
-                scheduler=DDPMScheduler.from_pretrained(source / "scheduler"),
-            )
-        return self._frozen(components)
+        classes = {
+            "text_encoder": CLIPTextModel,
+            "vae": AutoencoderKL,
+            "unet": UNet2DConditionModel,
+        }
+        networks = read_networks(source, classes, dtype=dtype)
+        components = Components(
+            tokenizers={"tokenizer": CLIPTokenizer.from_pretrained(source / "tokenizer")},
+            text_encoders={"text_encoder": networks["text_encoder"]},
+            vae=networks["vae"],
+            denoiser=networks["unet"],
+            scheduler=DDPMScheduler.from_pretrained(source / "scheduler"),
+        )
+        return frozen(components, self.denoiser_name)
 
     def load_single_file(
         self, path: Path, *, config: Path | None, dtype: torch.dtype
@@ -99,47 +113,31 @@ class StableDiffusion(ModelFamily):
             local_files_only=config is not None,
             safety_checker=None,
         )
-        return self._frozen(
-            Components(
-                tokenizers={"tokenizer": pipe.tokenizer},
-                text_encoders={"text_encoder": pipe.text_encoder},
-                vae=pipe.vae,
-                denoiser=pipe.unet,
-                scheduler=DDPMScheduler.from_config(pipe.scheduler.config),
-            )
+        components = Components(
+            tokenizers={"tokenizer": pipe.tokenizer},
+            text_encoders={"text_encoder": pipe.text_encoder},
+            vae=pipe.vae,
+            denoiser=pipe.unet,
+            scheduler=DDPMScheduler.from_config(pipe.scheduler.config),
         )
-
-    def _frozen(self, components: Components) -> Components:
-        for module in components.modules(self.denoiser_name).values():
-            module.requires_grad_(False).eval()
-        return components
+        return frozen(components, self.denoiser_name)
 
     def encode_images(
         self, components: Components, pixel_values: Float[Tensor, "batch 3 height width"]
     ) -> Moments:
         """Posterior of the autoencoder times its scaling factor."""
-        posterior = components.vae.encode(pixel_values).latent_dist
-        factor = components.vae.config.scaling_factor
-        return Moments(posterior.mean * factor, posterior.std * factor)
+        return scaled_moments(components.vae, pixel_values)
 
     def decode_latents(
         self, components: Components, latents: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Decoder output of unscaled latents."""
-        decoded: Tensor = components.vae.decode(
-            latents / components.vae.config.scaling_factor
-        ).sample
-        return decoded
+        return decoded(components.vae, latents)
 
     def encode_prompts(self, components: Components, prompts: list[str]) -> Conditioning:
         """Last hidden states of the text encoder, padded to its full length, as diffusers does."""
-        tokenizer = components.tokenizers["tokenizer"]
         encoder = components.text_encoders["text_encoder"]
-        # A placeholder of several vectors becomes several tokens, as in the pipeline.
-        expanded = TextualInversionLoaderMixin().maybe_convert_prompt(prompts, tokenizer)
-        input_ids = tokenizer(
-            expanded, padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
+        input_ids = clip_input_ids(components.tokenizers["tokenizer"], prompts)
         states = encoder(input_ids.to(next(encoder.parameters()).device)).last_hidden_state
         return Conditioning({"prompt_embeds": states})
 
@@ -150,42 +148,60 @@ class StableDiffusion(ModelFamily):
         timesteps: Int[Tensor, " batch"],
         conditioning: Conditioning,
         batch: Batch,
+        *,
+        guidance_scale: float = 1.0,
     ) -> Float[Tensor, "batch channels height width"]:
         """One call of the U-Net, in the precision of its weights."""
-        # Its first weight tells; `denoiser.dtype` walks through all of them, a millisecond a call.
-        dtype = next(components.denoiser.parameters()).dtype
+        dtype = dtype_of(components.denoiser)
         prompt_embeds = conditioning.tensors["prompt_embeds"].to(dtype)
         output: Tensor = components.denoiser(
             noisy_latents.to(dtype), timesteps, prompt_embeds, return_dict=False
         )[0]
         return output
 
+    def sample(
+        self,
+        pipe: DiffusionPipeline,
+        noise: Float[Tensor, "batch channels height width"],
+        *,
+        prompts: Sequence[str],
+        negative_prompt: str,
+        size: int,
+        num_steps: int,
+        guidance_scale: float,
+        generators: Sequence[torch.Generator],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """One call of the pipeline."""
+        return run_pipeline(
+            pipe,
+            noise,
+            prompts=prompts,
+            negative_prompt=negative_prompt,
+            size=size,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            generators=generators,
+        )
+
     def noise_process(self, components: Components) -> DiscreteDiffusion:
         """The scheduler's table and prediction type."""
-        scheduler = components.scheduler
-        kind = scheduler.config.prediction_type
-        if kind not in ("epsilon", "v_prediction"):
-            raise ArtifactError(
-                f"The base predicts '{kind}'; epsilon and v_prediction can be trained."
-            )
-        return DiscreteDiffusion(scheduler.alphas_cumprod, kind)
+        return discrete_process(components.scheduler)
 
     def latent_shape(self, components: Components, size: int) -> tuple[int, int, int]:
         """Channels and size / 2^(levels - 1), in both directions."""
-        config = components.vae.config
-        side = size // 2 ** (len(config.block_out_channels) - 1)
-        return config.latent_channels, side, side
+        return latent_shape(components.vae, size)
 
     def default_size(self, components: Components) -> int:
         """Latent side of the U-Net's configuration times the autoencoder's factor."""
-        levels = len(components.vae.config.block_out_channels) - 1
-        return int(components.denoiser.config.sample_size * 2**levels)
+        return int(components.denoiser.config.sample_size * vae_factor(components.vae))
+
+    def size_multiple(self, components: Components) -> int:
+        """Pixels of a latent."""
+        return vae_factor(components.vae)
 
     def adapter_targets(self, component: str) -> list[str]:
         """Attention projections."""
-        if component == "unet":
-            return ["to_q", "to_k", "to_v", "to_out.0"]
-        return ["q_proj", "k_proj", "v_proj", "out_proj"]
+        return list(UNET_ATTENTION if component == self.denoiser_name else CLIP_ATTENTION)
 
     def pipeline(self, components: Components) -> DiffusionPipeline:
         """A pipeline without safety checker over the given networks."""

@@ -16,6 +16,7 @@ from data_prep.cache import TensorCache
 from data_prep.config import DataConfig
 from data_prep.decode import Photo
 from data_prep.loader import InstanceSet, TrainingData, Variant, encode_photos, variants_of
+from data_prep.transforms import to_pixel_values
 
 SIZE = 8
 
@@ -170,6 +171,36 @@ def test_class_examples_follow_instance_examples(tmp_path: Path) -> None:
     assert float(batch.moments.mean[:2].max()) <= 1
     assert float(batch.moments.std[2:].abs().max()) == 0
     assert batch.crop_top_left_yx[2:] == [(0, 0), (0, 0)]
+
+
+def test_class_pictures_are_whole_and_of_the_size_trained_at(tmp_path: Path) -> None:
+    batch = training_data(tmp_path, prior="class_images", wide=True).micro_batch(
+        0, num_micro=1, micro=0
+    )
+    assert batch.original_size_hw == [(10, 24), (10, 24), (SIZE, SIZE), (SIZE, SIZE)]
+
+
+def test_corner_of_a_mirrored_crop_is_that_in_the_mirrored_picture(tmp_path: Path) -> None:
+    picture = photo(0, (2 * SIZE + 3, SIZE))
+    instances = encoded([picture], tmp_path, crop="random", flip_probability=0.5)
+    whole = to_pixel_values(picture.image)
+    assert len(instances.corners) == 18
+    for (_, variant), (top, left) in instances.corners.items():
+        shown = whole.flip(2) if variant.mirrored else whole
+        crop = shown[None, :, top : top + SIZE, left : left + SIZE]
+        row = instances.rows[0, variant]
+        torch.testing.assert_close(instances.moments.mean[row], Encoder()(crop).mean[0])
+
+
+def test_some_examples_of_a_batch_keep_all_that_is_theirs(tmp_path: Path) -> None:
+    data = training_data(tmp_path, prior="base_prediction", wide=True, crop="random")
+    batch = data.micro_batch(0, num_micro=1, micro=0)
+    part = batch[[3, 1]]
+    assert part.roles() == ["class", "instance"]
+    assert torch.equal(part.moments.mean, batch.moments.mean[[3, 1]])
+    for name in ("prompts", "sample_index", "original_size_hw", "crop_top_left_yx"):
+        values = getattr(batch, name)
+        assert getattr(part, name) == [values[3], values[1]]
 
 
 def test_every_class_picture_comes_once_per_epoch(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_notes_of_earlier_versions_are_still_read(tiny_base: Any, make_artifact:
     [
         ("weights.zip", "is no .safetensors file"),
         ("broken.safetensors", "cannot be read as a safetensors file"),
-        ("xl.safetensors", "is a checkpoint of another family"),
+        ("refiner.safetensors", "is a checkpoint of another family"),
         ("strange.safetensors", "no embedding and no checkpoint"),
         ("peft", "is a folder of PEFT's own"),
         ("empty", "it holds no artifact.json"),
@@ -146,9 +146,9 @@ def test_what_is_no_artifact_is_refused(tmp_path: Path, name: str, message: str)
     (tmp_path / "weights.zip").write_bytes(b"PK")
     (tmp_path / "broken.safetensors").write_bytes(b"no header")
     save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "strange.safetensors")
-    text = "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias"
+    text = "conditioner.embedders.0.model.ln_final.bias"  # as in SDXL's refiner
     unet = "model.diffusion_model.out.0.bias"
-    save_file({text: torch.ones(1), unet: torch.ones(1)}, tmp_path / "xl.safetensors")
+    save_file({text: torch.ones(1), unet: torch.ones(1)}, tmp_path / "refiner.safetensors")
     for folder in ("peft", "empty"):
         (tmp_path / folder).mkdir()
     (tmp_path / "peft" / "adapter_config.json").write_text("{}")

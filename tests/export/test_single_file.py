@@ -136,7 +136,7 @@ def test_names_cover_stable_diffusion_1_at_its_real_size() -> None:
 
 
 def test_names_cover_sdxl_s_networks_too() -> None:
-    """What is left for that family is a table: its U-Net's 1,680 weights and OpenCLIP's projection."""
+    """At their real size: its U-Net's 1,680 weights; and OpenCLIP's projection."""
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import (
         convert_ldm_unet_checkpoint,

@@ -1,0 +1,163 @@
+"""What several families do alike with their parts: read them, scale latents, tokenize, sample."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.loaders import TextualInversionLoaderMixin
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from data_prep.batch import Moments
+from finetune.diffusion import DiscreteDiffusion
+from finetune.errors import ArtifactError
+from finetune.families.base import Components
+
+UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+JOINT_ATTENTION = (*UNET_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def read_networks(
+    source: Path, classes: Mapping[str, Any], *, dtype: torch.dtype
+) -> dict[str, nn.Module]:
+    """Networks of a diffusers folder by name, from safetensors only."""
+    networks = {}
+    transformers_logging.disable_progress_bar()  # for a second's work
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch_dtype.*deprecated.*")
+        for name, network_class in classes.items():
+            is_transformers = issubclass(network_class, PreTrainedModel)
+            networks[name] = network_class.from_pretrained(
+                source / name,
+                use_safetensors=True,
+                **{"dtype" if is_transformers else "torch_dtype": dtype},
+            )
+    return networks
+
+
+def read_vae(source: Path, *, dtype: torch.dtype) -> nn.Module:
+    """The autoencoder of a diffusers folder, in float32 where its configuration says `force_upcast`.
+
+    The activations of such a one overflow float16.
+    """
+    upcast = AutoencoderKL.load_config(source / "vae").get("force_upcast", True)
+    chosen = torch.float32 if upcast else dtype
+    return read_networks(source, {"vae": AutoencoderKL}, dtype=chosen)["vae"]
+
+
+def frozen(components: Components, denoiser_name: str) -> Components:
+    """The same components, without gradients and in eval mode."""
+    for module in components.modules(denoiser_name).values():
+        module.requires_grad_(False).eval()
+    return components
+
+
+def read_model_index(source: Path) -> dict[str, Any]:
+    """Content of a folder's model_index.json."""
+    index: dict[str, Any] = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    return index
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """Precision of a network's first weight; `network.dtype` walks through all, a millisecond a call."""
+    return next(network.parameters()).dtype
+
+
+def scaled_moments(
+    vae: AutoencoderKL, pixel_values: Float[Tensor, "batch 3 height width"]
+) -> Moments:
+    """Posterior of the autoencoder, minus its shift factor if it has one, times its scaling factor."""
+    posterior = vae.encode(pixel_values).latent_dist
+    factor, shift = vae.config.scaling_factor, vae.config.shift_factor
+    mean = posterior.mean if shift is None else posterior.mean - shift
+    return Moments(mean * factor, posterior.std * factor)
+
+
+def decoded(
+    vae: AutoencoderKL, latents: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch 3 height width"]:
+    """Decoder output of scaled latents: the inverse of `scaled_moments`."""
+    shift = vae.config.shift_factor
+    unscaled = latents / vae.config.scaling_factor
+    pixel_values: Tensor = vae.decode(unscaled if shift is None else unscaled + shift).sample
+    return pixel_values
+
+
+def vae_factor(vae: AutoencoderKL) -> int:
+    """Pixels per latent in both directions, 2^(levels - 1)."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def latent_shape(vae: AutoencoderKL, size: int) -> tuple[int, int, int]:
+    """Channels, height and width of the latents of a `size` × `size` picture."""
+    side = size // vae_factor(vae)
+    return vae.config.latent_channels, side, side
+
+
+def clip_input_ids(tokenizer: Any, prompts: list[str]) -> Int[Tensor, "batch tokens"]:
+    """Token ids padded to the encoder's full length, as diffusers pads them.
+
+    A placeholder of several vectors becomes several tokens, as in the pipelines.
+    """
+    expanded = TextualInversionLoaderMixin().maybe_convert_prompt(prompts, tokenizer)
+    input_ids: Tensor = tokenizer(
+        expanded, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+    return input_ids
+
+
+def t5_states(
+    tokenizer: Any, encoder: nn.Module, prompts: list[str], *, length: int
+) -> Float[Tensor, "batch tokens width"]:
+    """Last hidden states of a T5, padded to `length` tokens; the padding is not masked, as in diffusers."""
+    input_ids = tokenizer(
+        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+    states: Tensor = encoder(input_ids.to(next(encoder.parameters()).device))[0]
+    return states
+
+
+def discrete_process(scheduler: Any) -> DiscreteDiffusion:
+    """The scheduler's table and prediction type. Raises `ArtifactError` for a type it does not know."""
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise ArtifactError(f"The base predicts '{kind}'; epsilon and v_prediction can be trained.")
+    return DiscreteDiffusion(scheduler.alphas_cumprod, kind)
+
+
+def run_pipeline(
+    pipe: DiffusionPipeline,
+    noise: Float[Tensor, "batch channels height width"],
+    *,
+    prompts: Sequence[str],
+    negative_prompt: str,
+    size: int,
+    num_steps: int,
+    guidance_scale: float,
+    generators: Sequence[torch.Generator],
+) -> Float[Tensor, "batch channels height width"]:
+    """Scaled latents that a pipeline with classifier-free guidance makes of `noise`.
+
+    Without a negative prompt the pipeline takes the base's own unconditional answer.
+    """
+    latents: Tensor = pipe(
+        prompt=list(prompts),
+        negative_prompt=[negative_prompt] * len(prompts) if negative_prompt else None,
+        num_inference_steps=num_steps,
+        guidance_scale=guidance_scale,
+        height=size,
+        width=size,
+        latents=noise,
+        generator=list(generators),
+        output_type="latent",
+    ).images
+    return latents
