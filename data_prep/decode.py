@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -178,14 +178,18 @@ def decode(record: Record, *, background: str = "white") -> Photo:
         return decode_quietly(record, background=background)
 
 
-def decode_all(records: list[Record], *, background: str = "white") -> list[Photo]:
-    """Every picture. Raises one `DataError` that names all that cannot be read."""
-    photos, problems = [], []
+def decode_each(records: Iterable[Record], *, background: str = "white") -> Iterator[Photo]:
+    """Every picture in turn, so that one at a time is in memory.
+
+    Raises, at the end, one `DataError` that names all that cannot be read.
+    """
+    problems = []
     for record in records:
         try:
-            photos.append(decode(record, background=background))
+            photo = decode(record, background=background)
         except DataError as error:
             problems.append(str(error))
+        else:
+            yield photo
     if problems:
         raise DataError("\n".join(problems))
-    return photos

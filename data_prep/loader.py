@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,10 @@ class InstanceSet:
     """Top and left of each crop, in the resized picture as it is shown (mirrored or not)."""
     size: int
     """Side in pixels of the crops."""
+    names: list[str]
+    """Of the photos, for messages."""
+    contents: list[str]
+    """Hash of each photo's pixels in all its variants."""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -54,7 +58,7 @@ def variants_of(photo: Photo, config: DataConfig) -> list[Variant]:
 
 
 def encode_photos(
-    photos: list[Photo],
+    photos: Iterable[Photo],
     config: DataConfig,
     *,
     size: int,
@@ -65,13 +69,18 @@ def encode_photos(
 ) -> InstanceSet:
     """Latent moments of every photo and variant, from `cache` where it has them.
 
-    `encoder_key` stands for the autoencoder and its precision.
+    `encoder_key` stands for the autoencoder and its precision. Of `photos` one at a time is looked at.
     """
     means: list[Tensor] = []
     stds: list[Tensor] = []
     rows: dict[tuple[int, Variant], int] = {}
     corners: dict[tuple[int, Variant], tuple[int, int]] = {}
+    captions: list[str] = []
+    original_size_hw: list[tuple[int, int]] = []
+    names: list[str] = []
+    contents: list[str] = []
     for index, photo in enumerate(photos):
+        keys: list[str] = []
         for variant in variants_of(photo, config):
             cropped, corner = crop_square(photo.image, size, position=variant.crop)
             pixel_values = to_pixel_values(cropped)
@@ -84,28 +93,34 @@ def encode_photos(
                 moments = encode_images(pixel_values[None])
                 return {"mean": moments.mean[0], "std": moments.std[0]}
 
-            key = cache_key(kind="moments", encoder=encoder_key, pixels=pixels_key(pixel_values))
+            keys.append(pixels_key(pixel_values))
+            key = cache_key(kind="moments", encoder=encoder_key, pixels=keys[-1])
             stored = cache.get_or_make(key, encode)
             rows[index, variant] = len(means)
             corners[index, variant] = corner
             means.append(stored["mean"])
             stds.append(stored["std"])
-    captions = [
-        fill_template(
-            photo.caption if photo.caption is not None else config.prompt,
-            subject=subject,
-            class_noun=config.class_noun,
-            field=f"caption of {photo.name}" if photo.caption is not None else "data.prompt",
+        own = photo.caption
+        captions.append(
+            fill_template(
+                config.prompt if own is None else own,
+                subject=subject,
+                class_noun=config.class_noun,
+                field="data.prompt" if own is None else f"caption of {photo.name}",
+            )
         )
-        for photo in photos
-    ]
+        original_size_hw.append(photo.size_hw)
+        names.append(photo.name)
+        contents.append(cache_key(variants=keys))
     return InstanceSet(
         Moments(torch.stack(means), torch.stack(stds)),
         rows,
         captions,
-        [photo.size_hw for photo in photos],
+        original_size_hw,
         corners,
         size,
+        names,
+        contents,
     )
 
 

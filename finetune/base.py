@@ -7,7 +7,6 @@ float32. Any method must leave the base bit-identical; `fingerprint` tells.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,8 +23,9 @@ from data_prep.config import Section
 from finetune.bases import resolve_base
 from finetune.diffusion import NoiseProcess
 from finetune.errors import ArtifactError, ConfigError
-from finetune.families import find_family, find_single_file_family
+from finetune.families import find_family, find_single_file_family, require_known_libraries
 from finetune.families.base import Components, Conditioning, ModelFamily
+from finetune.files import read_json
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {
@@ -33,6 +33,24 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+MAX_SIZE = 8192
+"""Side in pixels of the largest pictures; more, in a base's or artifact's file, is a mistake or a trap."""
+_UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+"""What diffusers and transformers raise for files that make no sense."""
 
 
 class BaseConfig(Section):
@@ -201,7 +219,7 @@ def recognise_base(config: BaseConfig) -> ModelFamily:
             raise ArtifactError(f"The base {config.source} cannot be read: {error}") from error
     else:
         try:
-            model_index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+            model_index = read_json(path / "model_index.json")
             if not isinstance(model_index, dict):
                 raise ValueError("it holds no table")
         except (OSError, ValueError) as error:
@@ -227,12 +245,19 @@ def load_base(config: BaseConfig) -> BasePipeline:
     dtype = DTYPES[config.dtype]
     try:
         if path.is_file():
+            if config.single_file_config is not None:
+                # diffusers imports what stands in it.
+                index = read_json(config.single_file_config / "model_index.json")
+                require_known_libraries(index, str(config.single_file_config))
             components = family.load_single_file(
                 path, config=config.single_file_config, dtype=dtype
             )
         else:
             components = family.load(path, dtype=dtype, without=config.drop_components)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        size = family.default_size(components)
+        if not 8 <= size <= MAX_SIZE:
+            raise ValueError(f"it says that it was trained at {size} pixels")
+    except _UNREADABLE as error:
         raise ArtifactError(f"The base {config.source} cannot be read: {error}") from error
     base = BasePipeline(family, components, config.source, "")
     base.fingerprint = base.current_fingerprint()

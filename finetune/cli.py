@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from data_prep.errors import UserError
+from finetune.interrupt import SIGNALS, exit_code, orderly_exit
 
 app = typer.Typer(
     name="finetune",
@@ -34,7 +36,8 @@ list_app = typer.Typer(help="Show what there is.", no_args_is_help=True)
 app.add_typer(clay_app, name="clay")
 app.add_typer(list_app, name="list")
 
-_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
 
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP007, UP045 - typer reads this form
@@ -58,18 +61,29 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
         try:
             _check_our_methods()
-            command(*args, **kwargs)
+            with orderly_exit():
+                command(*args, **kwargs)
         except UserError as error:
             _fail(str(error))
         except OSError as error:
-            if error.errno not in _CANNOT_WRITE:
+            name = error.filename or "A file"
+            if error.errno in _NO_ROOM:
+                _fail(
+                    f"{name} could not be written: {error.strerror}. Free some space or choose another "
+                    "folder."
+                )
+            if error.errno in _NO_ACCESS:
+                _fail(
+                    f"{name} could not be opened: {error.strerror}. Give yourself access, or choose "
+                    "another file or folder."
+                )
+            raise
+        except (KeyboardInterrupt, SystemExit) as error:
+            code = error.code if isinstance(error, SystemExit) else exit_code(signal.SIGINT)
+            if code not in [exit_code(number) for number in SIGNALS]:
                 raise
-            _fail(
-                f"{error.filename or 'A file'} could not be written: {error.strerror}. Free some space "
-                "or choose another folder."
-            )
-        except KeyboardInterrupt:
-            _fail("Stopped.")
+            typer.secho("Stopped. What was finished is kept.", err=True)
+            raise typer.Exit(int(code or 0)) from error
 
     return wrapped
 
@@ -113,13 +127,27 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[Optional[Path], typer.Option(help="Continue this run folder.")] = None,  # noqa: UP007, UP045
     overwrite: Overwrite = False,
+    allow_change: Annotated[
+        Optional[list[str]],  # noqa: UP007, UP045
+        typer.Option(
+            metavar="FIELD",
+            help="With --resume: let this field differ from the run's; repeatable. One of "
+            "training.num_steps, .gradient_accumulation_steps, .checkpoint_every, .max_non_finite_steps, "
+            "prior.batch_size, sampling, samples, tracking, and, with the same content, base.source, "
+            "data.photos.",
+        ),
+    ] = None,
 ) -> None:
     """Train one method on one subject; writes a run folder with the artifact.
 
     Example: finetune train configs/clay/lora.yaml data.photos=my_dog data.class_noun=dog
+
+    Go on, for longer: finetune train --resume runs/dog training.num_steps=800 --allow-change
+    training.num_steps
     """
     from finetune.artifact import NOTE
     from finetune.base import load_base, recognise_base
+    from finetune.checkpoint import latest_checkpoint
     from finetune.run import (
         RunFolder,
         check_family,
@@ -129,6 +157,7 @@ def train(
         prepare_training,
         run_training,
     )
+    from finetune.train import is_main_process, wait_for_everyone
     from methods import load_method
 
     if config is not None and "=" in str(config):
@@ -143,10 +172,20 @@ def train(
     run = _run_config(source, overrides)
     method = load_method(run.method.kind)(run.method)
     _check_identifier(run)
-    check_folder(run, resume=resume is not None, overwrite=overwrite)
-    if resume is not None and (RunFolder(run.output).artifact / NOTE).is_file():
-        typer.echo(f"{resume} is finished already; its artifact is in {resume}/artifact.")
-        return
+    resumes, allowed = resume is not None, tuple(allow_change or ())
+    if allowed and not resumes:
+        raise UserError("--allow-change goes with --resume RUN; a new run takes what it is given.")
+    check_folder(run, resume=resumes, overwrite=overwrite, allow_changes=allowed)
+    folder = RunFolder(run.output)
+    if resumes and (folder.artifact / NOTE).is_file():
+        if not allowed:
+            typer.echo(f"{resume} is finished already; its artifact is in {resume}/artifact.")
+            return
+        if latest_checkpoint(folder.checkpoints)[0] is None:
+            raise UserError(
+                f"{resume} is finished and kept no checkpoint, so it cannot go on. Start a new run "
+                "with training.checkpoint_every=100."
+            )
     family = recognise_base(run.base)
     check_family(method, family, source=run.base.source, kind=run.method.kind)
     check_settings(run, family)
@@ -154,13 +193,19 @@ def train(
     _warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.
     data = prepare_training(base, method, run)
-    prepare_folder(run, resume=resume is not None, overwrite=overwrite)
-    result = run_training(base, method, run, data=data, resume=resume is not None)
+    wait_for_everyone()
+    if is_main_process():
+        prepare_folder(run, resume=resumes, overwrite=overwrite, allow_changes=allowed)
+    wait_for_everyone()
+    result = run_training(base, method, run, data=data, resume=resumes)
+    if not is_main_process():
+        raise typer.Exit(0 if result.finished else exit_code(result.signal))
     if not result.finished:
         typer.echo(
-            f"Stopped after step {result.step}. Continue with: finetune train --resume {run.output}"
+            f"Stopped after step {result.step}, with a checkpoint. Continue with: finetune train --resume "
+            f"{run.output}"
         )
-        raise typer.Exit(130)
+        raise typer.Exit(exit_code(result.signal))
     typer.echo(
         f"Done in {result.seconds:.0f} s, loss {result.loss:.4f}. Artifact: {run.output}/artifact"
     )
@@ -256,6 +301,7 @@ def generate(
     from finetune.export.imported import attached, bases_of, open_source, with_token
     from finetune.generate import SamplingConfig, labelled_grid
     from finetune.generate import generate as make
+    from finetune.guards import remarks_on_pictures
     from finetune.train import training_device
     from methods import load_method
 
@@ -307,6 +353,8 @@ def generate(
             seeds = [seed + index for _ in templates for index in range(num_images)]
             sized = sampling.model_copy(update={"size": note.size})
             images = make(loaded, filled, seeds, sized, show_progress=True)
+        for remark in remarks_on_pictures(images):
+            typer.secho(f"Warning: {name}: {remark}", err=True, fg=typer.colors.YELLOW)
         target = output / name if len(sources) > 1 else output
         target.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images):

@@ -24,6 +24,11 @@ MethodLoader = Callable[[str], Any]
 """Name of a method -> its class; raises `ConfigError` for an unknown one."""
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether `name` names a file within a folder and nothing elsewhere, on any system."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+
+
 class TrainingConfig(Section):
     """The budget and the mechanics of the loop."""
 
@@ -40,6 +45,8 @@ class TrainingConfig(Section):
     checkpoint_every: int | None = Field(None, gt=0)
     """Optimizer steps between checkpoints; null keeps one only of an
     interrupted run."""
+    max_non_finite_steps: int = Field(5, gt=0)
+    """Steps in a row whose loss or gradients are not finite, each skipped, after which a run gives up."""
 
     @model_validator(mode="after")
     def _divides(self) -> TrainingConfig:
@@ -66,7 +73,14 @@ class TrackingConfig(Section):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Trackers started through accelerate; each needs its package. One that fails never stops a run."""
     project: str = "finetune"
-    """Project name that trackers show."""
+    """Project name that trackers show; tensorboard's is the name of a folder within the run's."""
+
+    @field_validator("project")
+    @classmethod
+    def _is_a_name(cls, project: str) -> str:
+        if not is_plain_name(project):
+            raise ValueError("is no plain name; use letters, digits, - and _")
+        return project
 
 
 class RunConfig(Section):
@@ -159,6 +173,8 @@ class CompareConfig(Section):
         return prompts
 
 
+MAX_YAML_BYTES = 1_000_000
+"""Larger files are refused unread."""
 MAX_VALUES = 10_000
 """In a YAML file, so that aliases of aliases do not fill the memory."""
 
@@ -204,6 +220,8 @@ def parse_yaml(text: str, source: str) -> Any:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `ConfigError` if there is none."""
     try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise ConfigError(f"{path} is larger than a megabyte, so it is no configuration.")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from error

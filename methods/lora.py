@@ -27,6 +27,10 @@ from methods._networks import NetworkMethod, NetworkMethodConfig
 Number = TypeVar("Number", int, float)
 
 
+MAX_RANK = 4096
+"""More than any projection of a base in use has; what a file asks for is bounded by it."""
+
+
 class LoRAMethodConfig(NetworkMethodConfig):
     """Low-rank adapters on the denoiser, and on the text encoders when asked."""
 
@@ -34,7 +38,7 @@ class LoRAMethodConfig(NetworkMethodConfig):
     """Name of the method."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of the adapters."""
-    rank: int = Field(8, gt=0)
+    rank: int = Field(8, gt=0, le=MAX_RANK)
     """Rank r of the update B·A; size and capacity grow with it."""
     alpha: float | None = Field(None, gt=0)
     """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)); null means alpha = rank, which
@@ -46,7 +50,7 @@ class LoRAMethodConfig(NetworkMethodConfig):
     layers, an empty list leaves the denoiser alone."""
     text_encoder_target_modules: tuple[str, ...] | None = None
     """The same for the text encoders, where train_text_encoder is on."""
-    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = {}
+    rank_pattern: dict[str, Annotated[int, Field(gt=0, le=MAX_RANK)]] = {}
     """Endings of module names -> a rank of their own, while alpha stays; `text_encoder.` in front limits
     one to that network."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}

@@ -108,3 +108,23 @@ def test_prompts_are_remembered_only_while_the_text_side_is_frozen(tiny_base: An
     tiny_base.encode_prompts(["a dog"])
     assert len(calls) == 3
     hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("upcast", "expected"), [(True, torch.float32), (None, torch.float32), (False, torch.bfloat16)]
+)
+def test_an_autoencoder_stands_in_float32_unless_its_configuration_says_no(
+    tiny_folder: Path, tmp_path: Path, upcast: bool | None, expected: torch.dtype
+) -> None:
+    """None: the field is missing, as in Stable Diffusion 1.5; diffusers' default is true."""
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    path = tmp_path / "base" / "vae" / "config.json"
+    settings = {k: v for k, v in json.loads(path.read_text()).items() if k != "force_upcast"}
+    path.write_text(
+        json.dumps(settings if upcast is None else {**settings, "force_upcast": upcast})
+    )
+    base = load_base(BaseConfig(source=str(tmp_path / "base"), dtype="bfloat16"))
+    assert {p.dtype for p in base.components.vae.parameters()} == {expected}
+    assert {p.dtype for p in base.denoiser.parameters()} == {torch.bfloat16}
+    pixel_values = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
+    assert base.encode_images(pixel_values).mean.isfinite().all()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +18,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from finetune.cli import app
+from finetune.cli import app, reports_errors
 from finetune.config import build_run_config, parse_yaml
 from methods import METHODS, load_method
 
@@ -385,8 +388,8 @@ def test_resume_with_another_configuration_shows_the_difference(
     config = tmp_path / "config.yaml"
     message = refusal("train", config, "training.num_steps=9", "--resume", finished_run)
     assert "was started with another configuration" in message
-    changed = [line for line in message.splitlines() if line[:3] in {"-  ", "+  "}]
-    assert changed == ["-  num_steps: 1", "+  num_steps: 9"]
+    changed = [line for line in message.splitlines() if line.startswith(("-t", "+t"))]
+    assert changed == ["-training.num_steps: 1", "+training.num_steps: 9"]
     assert files_of(finished_run) == before
 
 
@@ -597,3 +600,43 @@ def test_export_to_a_full_disk_keeps_what_was_there(finished_run: Path, tmp_path
     assert "Traceback" not in result.stderr
     assert file.read_bytes() == before
     assert list(tmp_path.glob(".*partial")) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "picture.png could not be opened: Permission denied. Give yourself access"),
+        (errno.EISDIR, "picture.png could not be opened: Is a directory."),
+        (
+            errno.ENOSPC,
+            "picture.png could not be written: No space left on device. Free some space",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_called_by_its_name(
+    number: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise OSError(number, os.strerror(number), "picture.png")
+
+    with pytest.raises(typer.Exit) as caught:
+        reports_errors(command)()
+    assert caught.value.exit_code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_signal_outside_the_loop_ends_in_good_order(capsys: pytest.CaptureFixture[str]) -> None:
+    unwound = []
+
+    def command(number: int) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            unwound.append(number)
+
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with pytest.raises(typer.Exit) as caught:
+            reports_errors(command)(number)
+        assert caught.value.exit_code == code
+        assert "Stopped." in capsys.readouterr().err
+    assert unwound == [signal.SIGINT, signal.SIGTERM]

@@ -43,6 +43,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     "peft": ("methods/", "finetune/artifact.py"),
     "accelerate": ("finetune/train.py", "finetune/checkpoint.py", "finetune/tracking.py"),
     "datasets": ("data_prep/sources.py",),
+    "filelock": ("finetune/files.py",),
     "imagehash": ("data_prep/duplicates.py",),
     "pillow_heif": ("data_prep/kinds.py",),
     "mitsuba": ("data_prep/clay/",),

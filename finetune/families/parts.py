@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from data_prep.batch import Moments
 from finetune.diffusion import DiscreteDiffusion
 from finetune.errors import ArtifactError
 from finetune.families.base import Components
+from finetune.files import read_json
 
 UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_ATTENTION = (*UNET_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -35,6 +35,7 @@ def read_networks(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch_dtype.*deprecated.*")
         for name, network_class in classes.items():
+            _require_no_foreign_code(source / name / "config.json")
             is_transformers = issubclass(network_class, PreTrainedModel)
             networks[name] = network_class.from_pretrained(
                 source / name,
@@ -42,6 +43,25 @@ def read_networks(
                 **{"dtype" if is_transformers else "torch_dtype": dtype},
             )
     return networks
+
+
+def _require_no_foreign_code(path: Path) -> None:
+    """Raise `ArtifactError` if a network's configuration asks for kernels from the Hub.
+
+    transformers takes the name of an attention implementation from the file, and downloads and runs what
+    it does not know where the package `kernels` is installed.
+    """
+    if not path.is_file():
+        return
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise ArtifactError(f"{path} holds no table of settings.")
+    for key in ("attn_implementation", "_attn_implementation"):
+        if settings.get(key) not in (None, "eager", "sdpa"):
+            raise ArtifactError(
+                f"{path} asks for the attention implementation {settings[key]!r}, which would be "
+                f"downloaded and run. Remove {key} from it."
+            )
 
 
 def read_vae(source: Path, *, dtype: torch.dtype) -> nn.Module:
@@ -63,7 +83,7 @@ def frozen(components: Components, denoiser_name: str) -> Components:
 
 def read_model_index(source: Path) -> dict[str, Any]:
     """Content of a folder's model_index.json."""
-    index: dict[str, Any] = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    index: dict[str, Any] = read_json(source / "model_index.json")
     return index
 
 

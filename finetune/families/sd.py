@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDPMScheduler,
     DiffusionPipeline,
     StableDiffusionPipeline,
@@ -37,6 +36,7 @@ from finetune.families.parts import (
     frozen,
     latent_shape,
     read_networks,
+    read_vae,
     run_pipeline,
     scaled_moments,
     vae_factor,
@@ -89,14 +89,13 @@ class StableDiffusion(ModelFamily):
         """Read the five folders of a pipeline; safetensors only."""
         classes = {
             "text_encoder": CLIPTextModel,
-            "vae": AutoencoderKL,
             "unet": UNet2DConditionModel,
         }
         networks = read_networks(source, classes, dtype=dtype)
         components = Components(
             tokenizers={"tokenizer": CLIPTokenizer.from_pretrained(source / "tokenizer")},
             text_encoders={"text_encoder": networks["text_encoder"]},
-            vae=networks["vae"],
+            vae=read_vae(source, dtype=dtype),
             denoiser=networks["unet"],
             scheduler=DDPMScheduler.from_pretrained(source / "scheduler"),
         )
@@ -106,13 +105,21 @@ class StableDiffusion(ModelFamily):
         self, path: Path, *, config: Path | None, dtype: torch.dtype
     ) -> Components:
         """Read an original-layout `.safetensors` checkpoint through diffusers."""
-        pipe = StableDiffusionPipeline.from_single_file(
-            str(path),
-            config=None if config is None else str(config),
-            torch_dtype=dtype,
-            local_files_only=config is not None,
-            safety_checker=None,
-        )
+
+        def read(dtype: torch.dtype, **parts: Any) -> Any:
+            return StableDiffusionPipeline.from_single_file(
+                str(path),
+                config=None if config is None else str(config),
+                torch_dtype=dtype,
+                local_files_only=config is not None,
+                safety_checker=None,
+                **parts,
+            )
+
+        pipe = read(dtype)
+        if pipe.vae.config.force_upcast and dtype != torch.float32:
+            others = {n: part for n, part in pipe.components.items() if part and n != "vae"}
+            pipe.vae = read(torch.float32, **others).vae
         components = Components(
             tokenizers={"tokenizer": pipe.tokenizer},
             text_encoders={"text_encoder": pipe.text_encoder},

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -329,3 +333,70 @@ def test_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
     assert encoder.calls == 2
     assert torch.equal(usual.moments.mean, without.moments.mean)
     assert (tmp_path / "file").read_text() == "no folder"
+
+
+def test_photos_are_looked_at_one_at_a_time(tmp_path: Path) -> None:
+    """Full-size photos go as soon as they are encoded: a thousand of 12 megapixels would be 36 GB."""
+    alive: set[int] = set()
+    most = 0
+
+    def photos() -> Iterator[Photo]:
+        nonlocal most
+        for index in range(6):
+            made = photo(index)
+            alive.add(index)
+            weakref.finalize(made, alive.discard, index)
+            most = max(most, len(alive))
+            yield made
+            del made
+
+    instances = encoded(photos(), tmp_path)
+    assert most <= 2  # one is made while the loop still holds the one before
+    assert instances.names == [f"{index}.png" for index in range(6)]
+    assert len(set(instances.contents)) == 6
+    again = encoded([photo(index) for index in range(6)], tmp_path)
+    assert again.contents == instances.contents
+    assert encoded([photo(0)], tmp_path, flip_probability=0.5).contents != again.contents[:1]
+
+
+def test_a_cached_tensor_that_has_changed_counts_as_missing(tmp_path: Path) -> None:
+    cache = TensorCache(tmp_path)
+    cache.put("key", {"mean": torch.arange(32.0), "std": torch.ones(3)})
+    path = cache.path("key")
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert cache.get("key") is None, place
+        path.write_bytes(content[:place])
+        assert cache.get("key") is None
+    path.write_bytes(content)
+    found = cache.get("key")
+    assert found is not None
+    assert torch.equal(found["mean"], torch.arange(32.0))
+
+
+def test_a_full_cache_costs_work_and_nothing_else(tmp_path: Path, files_up_to: Any) -> None:
+    cache = TensorCache(tmp_path)
+    with files_up_to(100):
+        made = cache.get_or_make("key", lambda: {"a": torch.ones(99)})
+    assert torch.equal(made["a"], torch.ones(99))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    cache.put("key", made)
+    assert cache.get("key") is not None
+
+
+def test_runs_that_share_a_cache_at_the_same_time_read_whole_tensors(tmp_path: Path) -> None:
+    def work(number: int) -> int:
+        cache, found = TensorCache(tmp_path), 0
+        for turn in range(60):
+            key = f"{turn % 3:02d}"
+            stored = cache.get(key)
+            if stored is not None:
+                assert torch.equal(stored["a"], torch.full((2000,), float(turn % 3)))
+                found += 1
+            cache.put(key, {"a": torch.full((2000,), float(turn % 3))})
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        assert min(pool.map(work, range(4))) > 50
+    assert not list(tmp_path.rglob("*.partial"))
