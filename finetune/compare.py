@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_prep.captions import fill_template
-from data_prep.decode import decode_all
+from data_prep.decode import decode_each
 from data_prep.sources import read_records
 from data_prep.transforms import crop_square
 from finetune.artifact import artifact_bytes
@@ -198,7 +198,7 @@ def compare(
         kind = configs[name].method.kind
         check_family(method, base.family, source=base.source, kind=kind)
     size = config.data.size or base.family.default_size(base.components)
-    decoded = decode_all(read_records(config.data), background=config.data.background)
+    decoded = decode_each(read_records(config.data), background=config.data.background)
     photos = [crop_square(photo.image, size)[0] for photo in decoded]
     scorer = ClipScorer.load()
     photo_embeddings = scorer.embed_images(photos)

@@ -16,18 +16,15 @@ from pathlib import Path
 import torch
 import yaml
 
-from data_prep.cache import TensorCache, default_cache_folder
 from data_prep.captions import fill_template
-from data_prep.class_images import class_latents
-from data_prep.decode import decode_all
-from data_prep.loader import TrainingData, encode_photos
-from data_prep.sources import read_records
+from data_prep.loader import TrainingData
 from finetune.artifact import save_artifact
 from finetune.base import BasePipeline
 from finetune.config import RunConfig, differences, read_yaml, to_yaml
 from finetune.errors import ArtifactError, CheckpointError, ConfigError
+from finetune.examples import build_data, write_provenance
 from finetune.families.base import ModelFamily
-from finetune.generate import SamplingConfig, generate, generate_latents, labelled_grid
+from finetune.generate import generate, labelled_grid
 from finetune.method import Method, why_unsupported
 from finetune.seeding import derive_seed
 from finetune.train import TrainResult, train, training_device
@@ -134,60 +131,6 @@ def _environment(base: BasePipeline) -> dict[str, object]:
     }
 
 
-def build_data(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
-    """Photos and class examples of a run, as latents. The base must be as it was loaded."""
-    data, prior = config.data, config.prior
-    size = data.size or base.family.default_size(base.components)
-    multiple = base.family.size_multiple(base.components)
-    if size % multiple:
-        raise ConfigError(
-            f"data.size {size} is not a multiple of {multiple}, as {base.source} needs it; "
-            f"{size // multiple * multiple or multiple} is."
-        )
-    cache = TensorCache(default_cache_folder())
-    photos = decode_all(read_records(data), background=data.background)
-    subject = method.subject_phrase(data.class_noun or "")
-    instances = encode_photos(
-        photos,
-        data,
-        size=size,
-        subject=subject,
-        encode_images=base.encode_images,
-        encoder_key=f"{base.fingerprint} {base.device.type}",
-        cache=cache,
-    )
-    wants_class = prior.kind != "none" and method.requirements().uses_class_examples
-    class_prompt, class_moments = None, None
-    if wants_class:
-        class_prompt = fill_template(
-            prior.prompt, subject=subject, class_noun=data.class_noun, field="prior.prompt"
-        )
-    if wants_class and prior.kind == "class_images" and class_prompt is not None:
-        sampling = SamplingConfig(
-            num_steps=prior.num_steps,
-            guidance_scale=prior.guidance_scale,
-            batch_size=prior.batch_size,
-            size=size,
-        )
-        class_moments = class_latents(
-            prior,
-            prompt=class_prompt,
-            base_fingerprint=base.fingerprint,
-            size=size,
-            generate=lambda prompts, seeds: generate_latents(base, prompts, seeds, sampling),
-            cache=cache,
-        )
-    return TrainingData(
-        data,
-        instances,
-        seed=config.training.seed,
-        batch_size=config.training.batch_size,
-        class_moments=class_moments,
-        class_prompt=class_prompt,
-        instances_as_class=prior.kind == "base_prediction",
-    )
-
-
 def sample_prompts(method: Method, config: RunConfig) -> list[str]:
     """Prompts of the sample grids. Raises `DataError` for an unknown placeholder."""
     subject = method.subject_phrase(config.data.class_noun or "")
@@ -229,6 +172,7 @@ def run_training(
         data = prepare_training(base, method, config)
     environment = json.dumps(_environment(base), indent=1)
     (run.path / "environment.json").write_text(environment, encoding="utf-8")
+    write_provenance(data, run.path)
 
     prompts = sample_prompts(method, config)
     sampling = config.sampling.model_copy(update={"size": config.sampling.size or config.data.size})

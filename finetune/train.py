@@ -87,10 +87,12 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 def data_fingerprint(data: TrainingData) -> str:
     """Hash of what is trained on: moments, captions and class examples."""
     digest = hashlib.blake2b(digest_size=16)
-    for moments in filter(None, (data.instances.moments, data.class_moments)):
+    instances, moments = data.instances, data.class_moments
+    told = [*instances.contents, *instances.captions, data.class_prompt or ""]
+    digest.update("\n".join(told).encode())
+    if moments is not None:
         digest.update(moments.mean.numpy().tobytes())
         digest.update(moments.std.numpy().tobytes())
-    digest.update("\n".join([*data.instances.captions, data.class_prompt or ""]).encode())
     return digest.hexdigest()
 
 

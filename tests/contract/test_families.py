@@ -306,7 +306,7 @@ def test_sdxl_time_ids_of_a_photo_are_its_own(
     family_folders: Any, run_values: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a photo 30 × 20 resized to 24 × 16, and of class pictures, which are whole and of 16 × 16."""
-    from finetune.run import build_data
+    from finetune.examples import build_data
 
     folder = family_folders("sdxl")
     base = load_base(BaseConfig(source=str(folder)))
@@ -413,8 +413,8 @@ def test_base_prediction_prior_starts_at_zero(
     family_folders: Any, run_values: Any, family: str, kind: str
 ) -> None:
     """The frozen base is asked with the class examples' own sizes and crops."""
+    from finetune.examples import build_data
     from finetune.loss import LossConfig, Objective
-    from finetune.run import build_data
 
     base = load_base(BaseConfig(source=str(family_folders(family))))
     config, method = start(
@@ -578,7 +578,7 @@ def test_textual_inversion_into_a_t5_is_refused_with_the_reason(
 def test_sizes_that_cannot_be_cut_into_patches_are_refused(
     family_folders: Any, run_values: Any, name: str
 ) -> None:
-    from finetune.run import build_data
+    from finetune.examples import build_data
 
     base = load_base(BaseConfig(source=str(family_folders(name))))
     config, method = start(run_values, "lora", family_folders(name))

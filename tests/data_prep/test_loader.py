@@ -13,9 +13,11 @@ from torch import Tensor
 
 from data_prep.batch import Batch, Moments
 from data_prep.cache import TensorCache
+from data_prep.class_images import ClassPictures
 from data_prep.config import DataConfig
 from data_prep.decode import Photo
-from data_prep.loader import InstanceSet, TrainingData, Variant, encode_photos, variants_of
+from data_prep.instances import InstanceSet, Variant, encode_photos, variants_of
+from data_prep.loader import TrainingData
 from data_prep.transforms import to_pixel_values
 
 SIZE = 8
@@ -78,10 +80,19 @@ def training_data(
         instances,
         seed=seed,
         batch_size=batch_size,
-        class_moments=pictures if prior == "class_images" else None,
+        class_pictures=ClassPictures(pictures, [(SIZE, SIZE)] * 4, [(0, 0)] * 4, {})
+        if prior == "class_images"
+        else None,
         class_prompt=None if prior == "none" else "a photo of a dog",
         instances_as_class=prior == "base_prediction",
     )
+
+
+def assert_same_moments(first: InstanceSet, second: InstanceSet) -> None:
+    assert first.views.keys() == second.views.keys()
+    for key, view in first.views.items():
+        assert torch.equal(view.moments.mean, second.views[key].moments.mean)
+        assert torch.equal(view.moments.std, second.views[key].moments.std)
 
 
 def photos_seen(data: TrainingData, steps: range) -> list[int]:
@@ -184,12 +195,12 @@ def test_corner_of_a_mirrored_crop_is_that_in_the_mirrored_picture(tmp_path: Pat
     picture = photo(0, (2 * SIZE + 3, SIZE))
     instances = encoded([picture], tmp_path, crop="random", flip_probability=0.5)
     whole = to_pixel_values(picture.image)
-    assert len(instances.corners) == 18
-    for (_, variant), (top, left) in instances.corners.items():
+    assert len(instances.views) == 18
+    for (_, variant), view in instances.views.items():
+        top, left = view.corner
         shown = whole.flip(2) if variant.mirrored else whole
         crop = shown[None, :, top : top + SIZE, left : left + SIZE]
-        row = instances.rows[0, variant]
-        torch.testing.assert_close(instances.moments.mean[row], Encoder()(crop).mean[0])
+        torch.testing.assert_close(view.moments.mean, Encoder()(crop).mean)
 
 
 def test_some_examples_of_a_batch_keep_all_that_is_theirs(tmp_path: Path) -> None:
@@ -212,7 +223,8 @@ def test_every_class_picture_comes_once_per_epoch(tmp_path: Path) -> None:
 
 def test_photos_under_the_class_prompt_are_photos(tmp_path: Path) -> None:
     data = training_data(tmp_path, prior="base_prediction")
-    known = {tuple(row.flatten().tolist()) for row in data.instances.moments.mean}
+    views = data.instances.views.values()
+    known = {tuple(view.moments.mean.flatten().tolist()) for view in views}
     batches = [data.micro_batch(step, num_micro=1, micro=0) for step in range(5)]
     rows = [tuple(row.flatten().tolist()) for b in batches for row in b.moments.mean[2:]]
     assert set(rows[:5]) == set(rows[5:]) == known
@@ -220,10 +232,9 @@ def test_photos_under_the_class_prompt_are_photos(tmp_path: Path) -> None:
 
 
 def flipped_share(data: TrainingData, num_steps: int) -> float:
-    rows = {row: variant.mirrored for (_, variant), row in data.instances.rows.items()}
     table = {
-        tuple(data.instances.moments.mean[row].flatten().tolist()): mirrored
-        for row, mirrored in rows.items()
+        tuple(view.moments.mean.flatten().tolist()): variant.mirrored
+        for (_, variant), view in data.instances.views.items()
     }
     flipped = 0
     for step in range(num_steps):
@@ -243,7 +254,7 @@ def test_photos_are_flipped_at_the_stated_probability(
 
 def test_mirrored_moments_are_those_of_the_mirrored_picture(tmp_path: Path) -> None:
     instances = encoded([photo(0)], tmp_path, flip_probability=0.5)
-    plain, mirrored = (instances.moments.mean[instances.rows[0, Variant(4, f)]] for f in (0, 1))
+    plain, mirrored = (instances.views[0, Variant(0, f)].moments.mean for f in (False, True))
     torch.testing.assert_close(mirrored, plain.flip(-1), atol=1e-6, rtol=0)
     assert not torch.equal(mirrored, plain)
 
@@ -268,7 +279,7 @@ def test_random_crops_draw_all_nine_positions_alike(tmp_path: Path) -> None:
 
 def test_only_variants_that_can_be_drawn_are_encoded() -> None:
     def count(size_wh: tuple[int, int], **settings: object) -> int:
-        return len(variants_of(photo(0, size_wh), DataConfig(photos="photos", **settings)))
+        return len(variants_of(photo(0, size_wh), DataConfig(photos="photos", **settings), SIZE))
 
     assert count((10, 10)) == 1
     assert count((10, 10), crop="random") == 1
@@ -290,8 +301,7 @@ def test_moments_come_from_the_cache_the_second_time(tmp_path: Path) -> None:
     assert encoder.calls == 2 + 18
     second = encoded(photos, tmp_path, encoder=encoder, crop="random", flip_probability=0.5)
     assert encoder.calls == 20
-    assert torch.equal(first.moments.mean, second.moments.mean)
-    assert torch.equal(first.moments.std, second.moments.std)
+    assert_same_moments(first, second)
 
 
 def test_cache_key_changes_with_pixels_and_encoder(tmp_path: Path) -> None:
@@ -301,7 +311,7 @@ def test_cache_key_changes_with_pixels_and_encoder(tmp_path: Path) -> None:
     changed.image.putpixel((5, 5), (0, 0, 0))
     other = encoded([changed], tmp_path, encoder=encoder)
     assert encoder.calls == 2
-    assert not torch.equal(original.moments.mean, other.moments.mean)
+    assert original.contents != other.contents
     encoded([photo(0)], tmp_path, encoder=encoder, encoder_key="another vae")
     assert encoder.calls == 3
     # A caption or a file name shapes no moments.
@@ -316,7 +326,7 @@ def test_damaged_cache_file_counts_as_missing(tmp_path: Path) -> None:
     stored.write_bytes(stored.read_bytes()[:50])
     second = encoded([photo(0)], tmp_path, encoder=encoder)
     assert encoder.calls == 2
-    assert torch.equal(first.moments.mean, second.moments.mean)
+    assert_same_moments(first, second)
     encoded([photo(0)], tmp_path, encoder=encoder)
     assert encoder.calls == 2
 
@@ -327,5 +337,5 @@ def test_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
     usual = encoded([photo(0)], tmp_path / "cache", encoder=encoder)
     without = encoded([photo(0)], tmp_path / "file", encoder=encoder)
     assert encoder.calls == 2
-    assert torch.equal(usual.moments.mean, without.moments.mean)
+    assert_same_moments(usual, without)
     assert (tmp_path / "file").read_text() == "no folder"

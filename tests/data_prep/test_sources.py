@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_prep.config import DataConfig
-from data_prep.decode import decode, decode_all
+from data_prep.decode import decode, decode_each
 from data_prep.errors import DataError
 from data_prep.sources import read_records
 
@@ -27,7 +27,7 @@ def records_of(folder: Path, **settings: Any) -> list[Any]:
 
 
 def levels(records: list[Any]) -> list[int]:
-    return [photo.image.getpixel((0, 0))[0] for photo in decode_all(records)]
+    return [photo.image.getpixel((0, 0))[0] for photo in decode_each(records)]
 
 
 @pytest.fixture
