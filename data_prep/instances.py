@@ -68,6 +68,8 @@ class InstanceSet:
     """How often a photo comes in an epoch."""
     shapes: list[Shape] = field(default_factory=list)
     """Height and width in pixels that a photo is trained at."""
+    masked: list[bool] = field(default_factory=list)
+    """Whether a photo has a mask."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -143,7 +145,7 @@ def _add(
     seen: list[str] = []
     captions = {
         mirrored: captions_of(photo, config, subject=subject, mirrored=mirrored)
-        for mirrored in (False, True)
+        for mirrored in sorted({v.mirrored for v in variants_of(photo, config, size)})
     }
     for variant, moments, corner, weights in _views_of(photo, config, size=size, encode=encode):
         view = View(moments, captions[variant.mirrored], corner, weights)
@@ -156,11 +158,12 @@ def _add(
             f"{photo.name}: the crop cuts off all that its mask shows. Set data.crop=subject."
         )
     instances.names.append(photo.name)
-    instances.captions.append("\n".join(dict.fromkeys(captions[False] + captions[True])))
+    instances.captions.append("\n".join(dict.fromkeys(sum(captions.values(), ()))))
     instances.contents.append(cache_key(seen=seen, repeats=photo.repeats))
     instances.original_size_hw.append(photo.size_hw)
     instances.repeats.append(photo.repeats)
     instances.shapes.append(shape_of(photo, config, size))
+    instances.masked.append(photo.mask is not None)
 
 
 def encode_photos(
@@ -189,11 +192,10 @@ def encode_photos(
         key = cache_key(kind="moments", encoder=encoder_key, pixels=pixels_key(pixel_values))
         return Moments(**cache.get_or_make(key, make))
 
-    instances, has_mask = InstanceSet(), False
+    instances = InstanceSet()
     for photo in photos:
-        has_mask = has_mask or photo.mask is not None
         _add(instances, photo, config, size=size, subject=subject, encode=encode)
-    if config.unmasked_weight < 1 and not has_mask:
+    if config.unmasked_weight < 1 and not any(instances.masked):
         raise DataError(
             f"data.unmasked_weight is {config.unmasked_weight}, but no photo has a mask. Put masks into a "
             f"folder {MASK_FOLDER} beside the photos, or set it to 1."

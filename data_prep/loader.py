@@ -71,6 +71,7 @@ class TrainingData:
         for photo, variant in instances.views:
             if variant.crop not in self._crops[photo]:
                 self._crops[photo].append(variant.crop)
+        self._epochs: dict[str, tuple[int, list[int]]] = {}  # the last of each stream, shuffled
         self._is_masked = any(view.weights is not None for view in instances.views.values())
 
     @property
@@ -81,9 +82,11 @@ class TrainingData:
     def order(self, sample: int, num: int, stream: str) -> int:
         """Which of `num` items the `sample`-th draw of a stream is: each once per epoch, shuffled."""
         epoch, position = divmod(sample, num)
-        shuffled = list(range(num))
-        random.Random(f"{self.seed} order {stream} {epoch}").shuffle(shuffled)
-        return shuffled[position]
+        if self._epochs.get(stream, (None, []))[0] != epoch:
+            shuffled = list(range(num))
+            random.Random(f"{self.seed} order {stream} {epoch}").shuffle(shuffled)
+            self._epochs[stream] = epoch, shuffled
+        return self._epochs[stream][1][position]
 
     def _photo_draw(self, step: int, place: int, role: Role) -> Draw:
         bucket, turn = self._bucket_order.bucket_of(step)

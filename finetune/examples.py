@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.batch import Moments
@@ -19,6 +18,7 @@ from data_prep.class_images import ClassPictures, made_pictures, own_pictures
 from data_prep.decode import Photo, decode_each
 from data_prep.instances import EncodeImages, encode_photos
 from data_prep.loader import TrainingData
+from data_prep.preview import as_small_pixels
 from data_prep.sources import read_records
 from finetune.base import BasePipeline
 from finetune.captioner import load_captioner
@@ -139,17 +139,14 @@ def build_preview(method: Method, config: RunConfig, *, size: int) -> TrainingDa
     Made class pictures are not made: they are grey.
     """
 
-    def pixels(pixel_values: Tensor) -> Moments:
-        return Moments(pixel_values, torch.zeros_like(pixel_values))
-
     def not_made(prompt: str) -> ClassPictures:
         count = config.prior.num_images
-        grey = torch.zeros(1, 3, size, size).expand(count, -1, -1, -1)
+        grey = as_small_pixels(torch.zeros(1, 3, size, size)).mean.expand(count, -1, -1, -1)
         return ClassPictures(Moments(grey, grey), [(size, size)] * count, [(0, 0)] * count, {})
 
-    return _assemble(
-        method, config, _Place(size, pixels, "pixels", None, not_made, torch.device("cpu"))
-    )
+    cpu = torch.device("cpu")
+    place = _Place(size, as_small_pixels, "pixels", None, not_made, cpu)
+    return _assemble(method, config, place)
 
 
 def write_provenance(data: TrainingData, folder: Path) -> None:
