@@ -109,7 +109,7 @@ def own_pictures(
     """The user's own photos of the class: square crops of their middles, never mirrored or recoloured."""
     plain = DataConfig(photos=folder, background=data.background)
     encoded = encode_photos(
-        decode_each(read_records(plain), background=data.background),
+        decode_each(read_records(plain, field="prior.photos"), background=data.background),
         plain,
         size=size,
         subject=prompt,

@@ -22,6 +22,8 @@ _NUM_OFFSETS = 257
 """Places along a side that are compared."""
 _MIN_GAIN = 1.05
 """How much more than the middle another place has to hold of what stands out."""
+_MIN_AREA = 0.005
+"""Share of the picture that has to stand out; less is taken for specks."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,10 @@ def subject_share(photo: Photo, shape: Shape) -> float:
     if photo.mask is not None:
         small = photo.mask.resize((256, 256), Image.Resampling.BOX, reducing_gap=2.0)
         return _best_share(np.asarray(small, np.float64).sum(1 - axis), kept, min_gain=1.0)
-    profile = standing_out(to_lab(photo.image)).sum(1 - axis)
+    away = standing_out(to_lab(photo.image))
+    if (away > 0).mean() < _MIN_AREA:
+        return 0.5
+    profile = away.sum(1 - axis)
     return _best_share(profile.astype(np.float64), kept, min_gain=_MIN_GAIN)
 
 

@@ -12,18 +12,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from data_prep.batch import Batch, Moments
 from data_prep.buckets import Shape
 from data_prep.contact_sheet import Cell, cell_size, contact_sheet
 from data_prep.instances import Variant
-from data_prep.loader import TrainingData
+from data_prep.loader import Draw, TrainingData
 from data_prep.transforms import to_image
 
 MAX_CELLS = 60
-"""Of the contact sheet; every photo has one at least."""
+"""Of the contact sheet, for photos; every photo has one at least."""
+MAX_CLASS_CELLS = 15
+"""Of the contact sheet, for photos of the class."""
 
 
 _SIDE = 192
@@ -70,7 +72,33 @@ class Preview:
     class_prompt: str | None
     class_pictures: Counter[int]
     """Number of a class picture -> times."""
+    class_sheet: dict[int, Image.Image]
+    """Some of the class pictures, where they are the user's own."""
     warnings: list[str]
+
+    def count(self, draw: Draw, num_class_cells: int) -> bool:
+        """Count a draw; whether its picture is wanted for the sheet."""
+        if draw.variant is None:
+            self.class_pictures[draw.index] += 1
+            is_new = draw.index not in self.class_sheet
+            return is_new and len(self.class_sheet) < num_class_cells
+        photo = self.photos[draw.index]
+        if draw.role == "class":
+            photo.num_as_class += 1
+            return False
+        photo.prompts[draw.prompt] += 1
+        if draw.variant in photo.variants:
+            return False
+        wanted = len(photo.variants) < max(1, MAX_CELLS // len(self.photos))
+        photo.variants[draw.variant] = None
+        return wanted
+
+    def keep(self, draw: Draw, picture: Image.Image) -> None:
+        """Put the picture of a draw onto the sheet."""
+        if draw.variant is None:
+            self.class_sheet[draw.index] = picture
+        else:
+            self.photos[draw.index].variants[draw.variant] = picture, draw.prompt
 
     def table(self) -> str:
         """A line for each photo, then shapes, class examples and warnings."""
@@ -91,7 +119,8 @@ class Preview:
         for shape, steps in self.steps_of_shape.items():
             count = sum(photo.shape == shape for photo in self.photos)
             if len(self.steps_of_shape) > 1:
-                lines.append(f"{shape[1]} × {shape[0]}: {count} photos, {steps} steps")
+                photos = "1 photo" if count == 1 else f"{count} photos"
+                lines.append(f"{shape[1]} × {shape[0]}: {photos}, {steps} steps")
         if self.class_prompt is not None:
             lines.append(f'Class examples, under "{self.class_prompt}": {self._class_examples()}')
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
@@ -111,6 +140,10 @@ class Preview:
             for number, photo in enumerate(self.photos, 1)
             for shown in photo.variants.values()
             if shown is not None
+        ]
+        cells += [
+            Cell(len(self.photos) + 1 + index, image, False, f"class: {self.class_prompt}")
+            for index, image in sorted(self.class_sheet.items())
         ]
         return contact_sheet(cells, cell=cell)
 
@@ -177,48 +210,36 @@ def _warnings(preview: Preview, data: TrainingData, subject: str) -> list[str]:
         warnings.append(
             "some photos have masks, of which the loss takes no notice (data.unmasked_weight is 1)."
         )
-    unseen = [photo.name for photo in preview.photos if not photo.num_times]
+    unseen = sum(not photo.num_times for photo in preview.photos)
     if unseen:
-        warnings.append(f"{len(unseen)} photos are never seen: too few steps.")
+        warnings.append(f"of {len(preview.photos)} photos {unseen} are never seen: too few steps.")
     return warnings
 
 
 def preview_of(data: TrainingData, *, num_steps: int, subject: str) -> Preview:
     """What `num_steps` steps of `data` show, which holds pixels in the place of latents."""
-    instances = data.instances
-    photos = [
-        Seen(name, shape) for name, shape in zip(instances.names, instances.shapes, strict=True)
-    ]
-    steps_of_shape: Counter[Shape] = Counter({shape: 0 for shape in data.buckets})
-    class_pictures: Counter[int] = Counter()
-    per_photo = max(1, MAX_CELLS // len(photos))
-    cell = cell_size(len(photos))
-    for step in range(num_steps):
-        draws, batch = data.draws(step), None
-        steps_of_shape[photos[draws[0].index].shape] += 1
-        for row, draw in enumerate(draws):
-            if draw.variant is None:
-                class_pictures[draw.index] += 1
-                continue
-            photo = photos[draw.index]
-            if draw.role == "class":
-                photo.num_as_class += 1
-                continue
-            photo.prompts[draw.prompt] += 1
-            if draw.variant not in photo.variants:
-                shown = None
-                if len(photo.variants) < per_photo:
-                    batch = batch or data.micro_batch(step, num_micro=1, micro=0)
-                    shown = ImageOps.contain(_picture(batch, row), (cell, cell)), draw.prompt
-                photo.variants[draw.variant] = shown
+    instances, cell = data.instances, cell_size(len(data.instances))
     preview = Preview(
         num_steps,
         data.batch_size,
-        photos,
-        dict(steps_of_shape),
+        [Seen(name, shape) for name, shape in zip(instances.names, instances.shapes, strict=True)],
+        dict.fromkeys(data.buckets, 0),
         data.class_prompt,
-        class_pictures,
+        Counter(),
+        {},
         [],
     )
+    # Pictures that are yet to be made have no provenance, and nothing to show.
+    num_class_cells = MAX_CLASS_CELLS if data.class_pictures and data.class_pictures.manifest else 0
+    for step in range(num_steps):
+        draws = data.draws(step)
+        preview.steps_of_shape[preview.photos[draws[0].index].shape] += 1
+        wanted = [row for row, draw in enumerate(draws) if preview.count(draw, num_class_cells)]
+        if wanted:
+            batch = data.micro_batch(step, num_micro=1, micro=0)
+        for row in wanted:
+            picture = _picture(batch, row)
+            picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+            preview.keep(draws[row], picture)
     preview.warnings += _warnings(preview, data, subject)
     return preview

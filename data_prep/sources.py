@@ -283,16 +283,17 @@ def _read_source(source: str, config: DataConfig, field: str) -> list[Record]:
     return records
 
 
-def read_records(config: DataConfig) -> list[Record]:
+def read_records(config: DataConfig, *, field: str = "data.photos") -> list[Record]:
     """Every picture that `config.photos` and `config.more_photos` name, in a fixed order.
 
-    Raises `DataError` if there is no such folder or dataset, or one holds no pictures.
+    Raises `DataError`, which calls `config.photos` by the name `field`, if there is no such folder or
+    dataset, or one holds no pictures.
     """
     sources = [PhotoSource(path=config.photos, repeats=config.repeats), *config.more_photos]
     records = []
     for number, source in enumerate(sources):
-        field = f"data.more_photos.{number - 1}.path" if number else "data.photos"
-        for record in _read_source(source.path, config, field):
+        named = f"data.more_photos.{number - 1}.path" if number else field
+        for record in _read_source(source.path, config, named):
             name = f"{source.path}/{record.name}" if len(sources) > 1 else record.name
             repeats = source.repeats * record.repeats
             records.append(replace(record, name=name, prompt=source.prompt, repeats=repeats))

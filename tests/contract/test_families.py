@@ -333,6 +333,50 @@ def test_sdxl_time_ids_of_a_photo_are_its_own(
     hook.remove()
 
 
+def test_latents_that_are_not_square_are_denoised(family_folders: Any, family: str) -> None:
+    """Each example has its own answer, whatever stands beside it, in the shape of its latents."""
+    base = load_base(BaseConfig(source=str(family_folders(family))))
+    channels = base.family.latent_shape(base.components, 16)[0]
+    for height, width in ((4, 8), (8, 4)):
+        batch = some_batch((channels, height, width))
+        whole = answer_of_batch(base, batch)
+        assert whole.shape == batch.moments.mean.shape
+        alone = answer_of_batch(base, batch[[1]])
+        torch.testing.assert_close(whole[[1]], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_sdxl_is_told_the_shape_of_the_bucket(family_folders: Any, run_values: Any) -> None:
+    """Of a photo 30 × 20 in its bucket, 48 × 32 of a square of 48; the others are square."""
+    from finetune.examples import build_data
+
+    folder = family_folders("sdxl")
+    base = load_base(BaseConfig(source=str(folder)))
+    config, method = start(
+        run_values,
+        "dreambooth",
+        folder,
+        data={"size": 48, "buckets": True},
+        prior={"kind": "base_prediction"},
+    )
+    data = build_data(base, method, config)
+    seen: list[torch.Tensor] = []
+    hook = base.denoiser.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["added_cond_kwargs"]["time_ids"]),
+        with_kwargs=True,
+    )
+    targets = set()
+    for step in range(6):
+        answer_of_batch(base, data.micro_batch(step, num_micro=1, micro=0))
+        for height, width, *_, target_height, target_width in seen.pop().tolist():
+            targets.add((height, width, target_height, target_width))
+    hook.remove()
+    assert targets == {(20, 20, 48, 48), (20, 30, *WIDE_BUCKET)}
+
+
+WIDE_BUCKET = (32, 64)
+"""log 1.5 is nearer to log 2 than to 0."""
+
+
 def answer_of_batch(base: Any, batch: Batch) -> torch.Tensor:
     timesteps = torch.zeros(len(batch), dtype=torch.long)
     with torch.no_grad():
