@@ -48,12 +48,16 @@ class BucketOrder:
         self._round = [
             bucket for bucket, number in enumerate(num_samples) for _ in range(number // divisor)
         ]
+        self._last: tuple[int, list[int]] = -1, []  # number of a round, and the round shuffled
 
     def bucket_of(self, step: int) -> tuple[int, int]:
         """The bucket of a step, and how many steps before it were of that bucket."""
         number, position = divmod(step, len(self._round))
-        shuffled = list(self._round)
-        random.Random(f"{self.seed} buckets {number}").shuffle(shuffled)
+        if self._last[0] != number:
+            shuffled = list(self._round)
+            random.Random(f"{self.seed} buckets {number}").shuffle(shuffled)
+            self._last = number, shuffled
+        shuffled = self._last[1]
         bucket = shuffled[position]
         before = number * self._round.count(bucket) + shuffled[:position].count(bucket)
         return bucket, before

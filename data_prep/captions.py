@@ -47,7 +47,7 @@ def fill_template(template: str, *, subject: str, class_noun: str | None, field:
 
 
 _SIDE = re.compile(
-    r"(?<!all )\b(left|right)(?=(?:s|most|wards?)?\b)"
+    r"(?<!all )\b(left|right)(?=(?:most|wards?)?\b)"
     r"(?! (?:now|away|angle|angled|angles|over|behind|alone|next|before|after)\b)",
     re.IGNORECASE,
 )
@@ -70,12 +70,15 @@ def mirrored_caption(caption: str) -> str:
     return _SIDE.sub(other, caption)
 
 
-def with_subject(caption: str, class_noun: str | None) -> str:
+def with_subject(caption: str, class_noun: str | None, *, is_named: bool = False) -> str:
     """A model's `caption` as a template: the first mention of the class noun becomes `{subject}`.
 
-    Where the class is not mentioned, "a photo of a {subject}" goes before it.
+    Where the class is not mentioned, "a photo of a {subject}" goes before it. With `is_named` the words
+    stay, because those around them name the subject already.
     """
     text = " ".join(caption.replace("{", "(").replace("}", ")").split()).rstrip(" .")
+    if is_named:
+        return text
     if class_noun:
         noun = re.compile(rf"\b{re.escape(class_noun)}\b", re.IGNORECASE)
         found, count = noun.subn("{subject}", text, count=1)

@@ -15,6 +15,7 @@ from data_prep.batch import Moments
 from data_prep.cache import TensorCache, default_cache_folder
 from data_prep.captions import CaptionImages, fill_template, with_subject
 from data_prep.class_images import ClassPictures, made_pictures, own_pictures
+from data_prep.config import DataConfig
 from data_prep.decode import Photo, decode_each
 from data_prep.instances import EncodeImages, encode_photos
 from data_prep.loader import TrainingData
@@ -32,13 +33,17 @@ def captioned(
     photos: Iterable[Photo],
     caption: CaptionImages,
     *,
-    class_noun: str | None,
+    config: DataConfig,
     written: dict[str, str],
 ) -> Iterator[Photo]:
     """The photos in turn, those without a caption captioned; what was written is said and noted."""
     for photo in photos:
         if photo.caption is None:
-            template = with_subject(caption([photo.image])[0], class_noun)
+            template = with_subject(
+                caption([photo.image])[0],
+                config.class_noun,
+                is_named="{subject}" in config.caption_template,
+            )
             written[photo.name] = template
             tqdm.write(f"{photo.name} was captioned: {template}")
             photo = replace(photo, caption=template)
@@ -66,7 +71,7 @@ def _assemble(method: Method, config: RunConfig, place: _Place) -> TrainingData:
     if data.caption_model is not None:
         caption = load_captioner(data.caption_model, device=place.device)
         written = provenance["captions"] = {}
-        photos = captioned(photos, caption, class_noun=data.class_noun, written=written)
+        photos = captioned(photos, caption, config=data, written=written)
     encoding: dict[str, Any] = {
         "size": place.size,
         "encode_images": place.encode_images,

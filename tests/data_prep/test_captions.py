@@ -83,7 +83,7 @@ def test_unknown_placeholder_is_refused_with_the_field(template: str) -> None:
         ("Left of the tree, RIGHT of the house", "Right of the tree, LEFT of the house"),
         ("on the left-hand side, leftmost, turned rightwards", None),
         ("all right, right now and right next to the left over food", None),
-        ("bright, cleft, upright", None),
+        ("bright, cleft, upright, rights", None),
         ("", None),
     ],
 )
@@ -113,6 +113,10 @@ def test_the_class_noun_in_a_models_caption_becomes_the_subject(
     caption: str, template: str
 ) -> None:
     assert with_subject(caption, "dog") == template
+
+
+def test_a_models_caption_stays_where_its_template_names_the_subject() -> None:
+    assert with_subject("a  dog {x} .", "dog", is_named=True) == "a dog (x)"
 
 
 def photo_with(caption: str | None, prompt: str | None = None) -> Photo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from data_prep.config import DataConfig
 from data_prep.decode import Photo
 from data_prep.instances import InstanceSet, Variant, encode_photos, variants_of
 from data_prep.loader import TrainingData
-from data_prep.transforms import to_pixel_values
+from data_prep.transforms import crop_square, jittered, to_pixel_values
 
 SIZE = 8
 
@@ -339,3 +340,49 @@ def test_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
     assert encoder.calls == 2
     assert_same_moments(usual, without)
     assert (tmp_path / "file").read_text() == "no folder"
+
+
+def test_colours_and_captions_are_drawn_alike_and_photos_by_their_repeats(tmp_path: Path) -> None:
+    photos = [replace(photo(0), caption=None), replace(photo(1), caption=None, repeats=3)]
+    settings = {"color_jitter": 0.3, "prompt": ("one {subject}", "two {subject}")}
+    instances = encoded(photos, tmp_path, **settings)
+    assert len(instances.views) == 2 * 4
+    config = DataConfig(photos="photos", **settings)
+    data = TrainingData(config, instances, seed=0, batch_size=10)
+    draws = [draw for step in range(200) for draw in data.draws(step)]
+    assert Counter(draw.index for draw in draws) == {0: 500, 1: 1500}
+    colors = Counter(draw.variant.color for draw in draws if draw.variant)
+    assert sorted(colors) == [0, 1, 2, 3]
+    assert min(colors.values()) > 440  # 500 on average, three standard deviations are 58
+    texts = Counter(draw.prompt for draw in draws)
+    assert sorted(texts) == ["one sks dog", "two sks dog"]
+    assert min(texts.values()) > 930
+    # The moments of a draw are those of its version, not of another.
+    pictures = {
+        color: to_pixel_values(jittered(crop_square(photos[1].image, SIZE)[0], color, 0.3))
+        for color in range(4)
+    }
+    batch = data.micro_batch(0, num_micro=1, micro=0)
+    for row, draw in enumerate(data.draws(0)):
+        if draw.index == 1 and draw.variant is not None:
+            expected = Encoder()(pictures[draw.variant.color][None]).mean[0]
+            torch.testing.assert_close(batch.moments.mean[row], expected)
+
+
+def test_contents_tell_what_training_sees_of_a_photo(tmp_path: Path) -> None:
+    """What a resumed run compares: another mask, repeat or colour is another photo, a name is not."""
+    mask = Image.new("L", (10, 10), 255)
+    half = mask.copy()
+    half.paste(0, (0, 0, 5, 10))
+    first = photo(0)
+    variants = {
+        "as it is": encoded([first], tmp_path),
+        "repeats": encoded([replace(first, repeats=2)], tmp_path),
+        "colours": encoded([first], tmp_path, color_jitter=0.2),
+        "mask": encoded([replace(first, mask=half)], tmp_path, unmasked_weight=0.5),
+        "other mask": encoded([replace(first, mask=mask)], tmp_path, unmasked_weight=0.5),
+    }
+    contents = {tuple(instances.contents) for instances in variants.values()}
+    assert len(contents) == len(variants)
+    renamed = encoded([replace(first, name="b.png")], tmp_path)
+    assert renamed.contents == variants["as it is"].contents
