@@ -27,10 +27,10 @@ from data_prep.sources import read_records
 from data_prep.transforms import crop_square, to_pixel_values
 from finetune.base import BaseConfig, BasePipeline, load_base
 from finetune.config import apply_overrides, build_run_config, read_yaml
+from finetune.examples import build_data
 from finetune.generate import SamplingConfig, generate, generate_latents
 from finetune.loss import Objective
 from finetune.optim import build_adamw
-from finetune.run import build_data
 from methods import load_method
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "clay"

@@ -16,9 +16,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-_DIGEST = "digest"
-"""Key in a file's header."""
-
 
 def cache_key(**inputs: Any) -> str:
     """32 hex digits that stand for `inputs`; values must be JSON-serialisable."""
@@ -26,18 +23,19 @@ def cache_key(**inputs: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """Hash of names, types, shapes and content."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def pixels_key(pixel_values: Tensor) -> str:
     """Hash of a picture's pixels."""
     return hashlib.blake2b(pixel_values.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """Hash of names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def default_cache_folder() -> Path:
@@ -49,9 +47,9 @@ def default_cache_folder() -> Path:
 
 
 class TensorCache:
-    """A folder of safetensors files, shared by any number of runs at a time.
+    """A folder of safetensors files, each with its own key and the hash of its values in its header.
 
-    A file that cannot be read, or whose content is not what was written, counts as missing.
+    A file that cannot be read, lies under another key's name or is not what was written counts as missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,11 +63,13 @@ class TensorCache:
         """The tensors stored under `key`, or None."""
         try:
             with safe_open(self.path(key), "pt") as content:
-                tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-                written = (content.metadata() or {}).get(_DIGEST)
+                metadata = content.metadata() or {}
+                names = list(content.keys())
+                tensors = {name: content.get_tensor(name) for name in names}
         except (OSError, SafetensorError):
             return None
-        return tensors if written == _digest(tensors) else None
+        whole = metadata.get("key") == key and metadata.get("digest") == digest_of(tensors)
+        return tensors if whole else None
 
     def put(
         self, key: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
@@ -78,10 +78,10 @@ class TensorCache:
         path = self.path(key)
         # Not the process's id: machines and containers that share a cache have the same ones.
         temporary = path.with_suffix(f".{secrets.token_hex(8)}.partial")
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        header = {**(metadata or {}), "key": key, "digest": digest_of(tensors)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(whole, temporary, {**(metadata or {}), _DIGEST: _digest(whole)})
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, header)
             temporary.replace(path)
         except (OSError, SafetensorError):
             with contextlib.suppress(OSError):

@@ -449,11 +449,13 @@ def compare(
 @reports_errors
 def inspect(
     photos: Annotated[str, typer.Argument(help="Folder of photos, dataset, or YAML of a run.")],
+    overrides: Overrides = None,
     size: Annotated[
-        int, typer.Option(min=8, help="Side in pixels they would be trained at.")
-    ] = 512,
+        int | None,
+        typer.Option(min=8, help="Side in pixels they would be trained at; of a folder, 512."),
+    ] = None,  # noqa: UP007, UP045
     background: Annotated[
-        str, typer.Option(help="Colour that shows where photos are transparent.")
+        str, typer.Option(help="Colour that shows where photos of a folder are transparent.")
     ] = "white",
     output: Annotated[
         Path, typer.Option(help="The contact sheet, a PNG; findings go beside it as JSON.")
@@ -461,7 +463,12 @@ def inspect(
 ) -> None:
     """Examine photos before training: what is fixed, refused or doubtful, and the crops.
 
+    Of a run's configuration it shows, in a second sheet, exactly what the loader will yield: pictures after
+    all that is done to them, captions, and how often each is seen.
+
     Example: finetune inspect my_dog --size 512
+
+    Example: finetune inspect configs/clay/lora.yaml data.photos=my_dog data.crop=subject
     """
     from data_prep.config import DataConfig
     from data_prep.doctor import inspect_photos
@@ -469,20 +476,51 @@ def inspect(
 
     if output.suffix.lower() != ".png":
         raise UserError(f"--output: the contact sheet is a PNG, so {output} should end in .png.")
-    data = validate(DataConfig, {"photos": photos, "background": background}, "PHOTOS")
+    run = None
     if photos.endswith((".yaml", ".yml")):
-        run = _run_config(Path(photos), [])
-        data, size = run.data, run.data.size or size
-    inspection = inspect_photos(data, size=size, show_progress=True)
+        run = _run_config(Path(photos), overrides)
+        data = run.data
+        size = size or data.size or _default_size(run)
+    elif overrides:
+        raise UserError(f"{overrides[0]}: changes are for a configuration, and {photos} is none.")
+    else:
+        data = validate(DataConfig, {"photos": photos, "background": background}, "PHOTOS")
+    inspection = inspect_photos(data, size=size or 512, show_progress=True)
     typer.echo(inspection.table())
-    findings = output.with_suffix(".json")
     output.parent.mkdir(parents=True, exist_ok=True)
     inspection.contact_sheet().save(output)
-    text = json.dumps(inspection.as_json(), indent=2, ensure_ascii=False)
+    found, sheets = inspection.as_json(), str(output)
+    if run is not None and not inspection.num_refused:
+        shown = _preview(run, size or 512)
+        sheet = output.with_name(f"{output.stem}-training.png")
+        shown.contact_sheet().save(sheet)
+        typer.echo(f"\n{shown.table()}")
+        found, sheets = {**found, "training": shown.as_json()}, f"{output}, {sheet}"
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    findings = output.with_suffix(".json")
     findings.write_text(text + "\n", encoding="utf-8")
-    typer.echo(f"Contact sheet: {output}\nFindings: {findings}")
+    typer.echo(f"Contact sheet: {sheets}\nFindings: {findings}")
     if inspection.num_refused:
         raise UserError(f"{inspection.num_refused} of the pictures cannot be used; see above.")
+
+
+def _default_size(run: Any) -> int:
+    """The side in pixels that a run's base was trained at; reads the base."""
+    from finetune.base import load_base
+
+    base = load_base(run.base)
+    return base.family.default_size(base.components)
+
+
+def _preview(run: Any, size: int) -> Any:
+    from data_prep.preview import preview_of
+    from finetune.examples import build_preview
+    from methods import load_method
+
+    method = load_method(run.method.kind)(run.method)
+    data = build_preview(method, run, size=size)
+    subject = method.subject_phrase(run.data.class_noun or "")
+    return preview_of(data, num_steps=run.training.num_steps, subject=subject)
 
 
 @app.command(name="show-config")

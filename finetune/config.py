@@ -118,6 +118,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _class_pictures_are_square(self) -> RunConfig:
+        if self.prior.kind == "class_images" and self.data.buckets:
+            raise ValueError(
+                "class pictures are square, but data.buckets trains photos at shapes of their own. Set "
+                "prior.kind=base_prediction, which uses the photos themselves, or data.buckets=false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _prior_has_a_class(self) -> RunConfig:
         if (
             self.prior.kind != "none"

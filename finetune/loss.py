@@ -96,7 +96,10 @@ class Objective:
     def per_sample(
         self, base: BasePipeline, batch: Batch, *, frozen: FrozenContext | None = None
     ) -> Float[Tensor, " batch"]:
-        """Weighted mean squared error of each sample (Ho et al. 2020, eq. 14; Hang et al. 2023)."""
+        """Weighted mean squared error of each sample (Ho et al. 2020, eq. 14; Hang et al. 2023).
+
+        The mean over a masked example is weighted by `batch.weights`.
+        """
         draws, process = Draws(self.seed, batch), base.noise_process
         guidance = self.config.guidance_scale
         latents = batch.moments.sample(draws.normal("posterior")).to(base.device)
@@ -122,6 +125,8 @@ class Objective:
             noisy_latents, timesteps, conditioning, batch, guidance_scale=guidance
         )
         error = F.mse_loss(model_output.float(), target.float(), reduction="none")
+        if batch.weights is not None:
+            error = error * batch.weights.to(error)
         weight = process.loss_weight(timesteps, self.config.snr_gamma)
         return weight * error.flatten(1).mean(1)
 

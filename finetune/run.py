@@ -18,19 +18,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data_prep.cache import TensorCache, default_cache_folder
 from data_prep.captions import fill_template
-from data_prep.class_images import class_latents
-from data_prep.decode import decode_each
-from data_prep.loader import TrainingData, encode_photos
-from data_prep.sources import read_records
+from data_prep.loader import TrainingData
 from finetune.artifact import save_artifact
-from finetune.base import MAX_SIZE, BasePipeline
+from finetune.base import BasePipeline
 from finetune.config import RunConfig, read_yaml, to_yaml
 from finetune.errors import ArtifactError, CheckpointError, ConfigError
+from finetune.examples import build_data, write_provenance
 from finetune.families.base import ModelFamily
 from finetune.files import LOCK, claimed, partial_of, write_text
-from finetune.generate import SamplingConfig, generate, generate_latents, labelled_grid
+from finetune.generate import generate, labelled_grid
 from finetune.guards import memory_advice, remarks_on_pictures
 from finetune.method import Method, why_unsupported
 from finetune.provenance import check_allowed, check_config
@@ -156,62 +153,6 @@ def _environment(base: BasePipeline) -> dict[str, object]:
     }
 
 
-def build_data(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
-    """Photos and class examples of a run, as latents. The base must be as it was loaded."""
-    data, prior = config.data, config.prior
-    size = data.size or base.family.default_size(base.components)
-    if size > MAX_SIZE:
-        raise ConfigError(f"data.size {size} is more than {MAX_SIZE} pixels. Give less.")
-    multiple = base.family.size_multiple(base.components)
-    if size % multiple:
-        raise ConfigError(
-            f"data.size {size} is not a multiple of {multiple}, as {base.source} needs it; "
-            f"{size // multiple * multiple or multiple} is."
-        )
-    cache = TensorCache(default_cache_folder())
-    photos = decode_each(read_records(data), background=data.background)
-    subject = method.subject_phrase(data.class_noun or "")
-    instances = encode_photos(
-        photos,
-        data,
-        size=size,
-        subject=subject,
-        encode_images=base.encode_images,
-        encoder_key=f"{base.fingerprint} {base.device.type}",
-        cache=cache,
-    )
-    wants_class = prior.kind != "none" and method.requirements().uses_class_examples
-    class_prompt, class_moments = None, None
-    if wants_class:
-        class_prompt = fill_template(
-            prior.prompt, subject=subject, class_noun=data.class_noun, field="prior.prompt"
-        )
-    if wants_class and prior.kind == "class_images" and class_prompt is not None:
-        sampling = SamplingConfig(
-            num_steps=prior.num_steps,
-            guidance_scale=prior.guidance_scale,
-            batch_size=prior.batch_size,
-            size=size,
-        )
-        class_moments = class_latents(
-            prior,
-            prompt=class_prompt,
-            base_fingerprint=base.fingerprint,
-            size=size,
-            generate=lambda prompts, seeds: generate_latents(base, prompts, seeds, sampling),
-            cache=cache,
-        )
-    return TrainingData(
-        data,
-        instances,
-        seed=config.training.seed,
-        batch_size=config.training.batch_size,
-        class_moments=class_moments,
-        class_prompt=class_prompt,
-        instances_as_class=prior.kind == "base_prediction",
-    )
-
-
 def sample_prompts(method: Method, config: RunConfig) -> list[str]:
     """Prompts of the sample grids. Raises `DataError` for an unknown placeholder."""
     subject = method.subject_phrase(config.data.class_noun or "")
@@ -257,6 +198,7 @@ def run_training(
     with claim, memory_advice(config, method):
         if is_main:
             write_text(run.path / "environment.json", json.dumps(_environment(base), indent=1))
+            write_provenance(data, run.path)
         result = train(
             base,
             method,

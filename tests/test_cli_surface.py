@@ -222,6 +222,49 @@ def test_inspect_takes_a_configuration(write_config: WriteConfig, photos_folder:
         assert sheet.size == (3 * 192, 192)
 
 
+def test_inspect_of_a_configuration_shows_what_the_loader_yields(
+    write_config: WriteConfig,
+) -> None:
+    config = write_config(training={"num_steps": 6, "batch_size": 2})
+    result = invoke("inspect", config, "data.flip_probability=1", "--output", "sheet.png")
+    assert result.exit_code == 0, result.output
+    assert "6 steps of 2 will show:" in result.stdout
+    photos = json.loads(Path("sheet.json").read_text())["training"]["photos"]
+    assert [photo["times"] for photo in photos] == [4, 4, 4]
+    assert [photo["mirrored_ways"] for photo in photos] == [1, 1, 1]
+    with Image.open("sheet-training.png") as sheet:
+        assert sheet.size == (3 * 192, 192 + 46)
+    # Without a size the base is asked for its own.
+    result = invoke("inspect", config, "data.size=null", "--output", "sheet.png")
+    assert "16 × 16  4 times" in result.stdout
+    assert "changes are for a configuration" in refusal("inspect", ".", "data.size=16")
+
+
+def test_buckets_and_class_pictures_exclude_each_other(write_config: WriteConfig) -> None:
+    config = write_config(data={"buckets": True}, prior={"kind": "class_images"})
+    for command in ("train", "inspect"):
+        message = refusal(command, config)
+        assert "class pictures are square" in message
+        assert "prior.kind=base_prediction" in message
+
+
+def test_a_run_says_where_its_class_pictures_come_from(
+    write_config: WriteConfig, photos_folder: Path, tmp_path: Path
+) -> None:
+    config = write_config(prior={"kind": "class_images", "num_images": 2})
+    assert invoke("train", config).exit_code == 0
+    told = json.loads((tmp_path / "run" / "class_pictures.json").read_text())
+    assert told["made_by"]["prompt"] == "a photo of a dog"
+    assert told["made_by"]["sampler"] == "sde-dpm-solver++"
+    assert len(told["pictures"]) == 2
+    own = invoke("train", config, f"prior.photos={photos_folder}", "--overwrite")
+    assert own.exit_code == 0, own.output
+    told = json.loads((tmp_path / "run" / "class_pictures.json").read_text())
+    assert [picture["file"] for picture in told["pictures"]] == ["0.png", "1.png", "2.png"]
+    gone = refusal("train", config, f"prior.photos={tmp_path / 'gone'}", "--overwrite")
+    assert gone.startswith("prior.photos: there is no folder")
+
+
 def test_mistake_in_the_photos_costs_no_run_folder(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:

@@ -149,7 +149,7 @@ def test_all_errors_come_at_once() -> None:
 def test_error_tells_the_given_value_and_what_is_allowed() -> None:
     message = refusal(run_of(training={"num_steps": 0}, data={"crop": "left"}))
     assert "training.num_steps: input should be greater than 0 (given: 0)." in message
-    assert "data.crop: input should be 'center' or 'random' (given: 'left')." in message
+    assert "data.crop: input should be 'center', 'random' or 'subject' (given: 'left')." in message
 
 
 def test_missing_photos_are_named() -> None:

@@ -50,7 +50,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     "drjit": ("data_prep/clay/",),
     "skimage": ("data_prep/clay/",),
 }
-FENCES["transformers"] = FENCES["diffusers"]
+FENCES["transformers"] = (*FENCES["diffusers"], "finetune/captioner.py")
 
 
 def imported_modules(source: str) -> set[str]:
