@@ -129,6 +129,13 @@ class TrainingData:
         self.class_moments, self.class_prompt = class_moments, class_prompt
         self.instances_as_class = instances_as_class
 
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt that batches may hold, once each."""
+        dropped = [""] if self.config.caption_dropout else []
+        of_class = [] if self.class_prompt is None else [self.class_prompt]
+        return list(dict.fromkeys([*self.instances.captions, *of_class, *dropped]))
+
     def order(self, sample: int, num: int, stream: str) -> int:
         """Which of `num` items the `sample`-th draw of a stream is: each once per epoch, shuffled."""
         epoch, position = divmod(sample, num)

@@ -23,13 +23,21 @@ from data_prep.decode import decode_all
 from data_prep.loader import TrainingData, encode_photos
 from data_prep.sources import read_records
 from finetune.artifact import save_artifact
-from finetune.base import BasePipeline
+from finetune.base import BasePipeline, check_quantization
 from finetune.config import RunConfig, differences, read_yaml, to_yaml
 from finetune.errors import ArtifactError, CheckpointError, ConfigError
 from finetune.families.base import ModelFamily
-from finetune.generate import SamplingConfig, generate, generate_latents, labelled_grid
+from finetune.generate import (
+    SamplingConfig,
+    check_sampling,
+    generate,
+    generate_latents,
+    labelled_grid,
+)
 from finetune.method import Method, why_unsupported
+from finetune.optim import check_optimizer
 from finetune.seeding import derive_seed
+from finetune.speed import check_speed
 from finetune.train import TrainResult, train, training_device
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "safetensors")
@@ -61,8 +69,18 @@ def check_family(method: Method, family: ModelFamily, *, source: str, kind: str)
         )
 
 
-def check_settings(config: RunConfig, family: ModelFamily) -> None:
-    """Raise `ConfigError` for settings that mean nothing to a family."""
+def check_settings(config: RunConfig, family: ModelFamily, method: Method) -> None:
+    """Raise `ConfigError` for what family, method, device or installed packages cannot do."""
+    device, training = training_device(), config.training
+    check_optimizer(config.optimizer.name)
+    check_speed(attention=training.attention, compile=training.compile, device=device)
+    check_sampling(config.sampling, device)
+    check_quantization(config.base)
+    if config.base.quantization and method.requirements().artifact_format == "pipeline":
+        raise ConfigError(
+            f"base.quantization: {config.method.kind} trains the base's own weights, which cannot be "
+            "done in few bits. Set it to null, or use lora."
+        )
     if family.flow_matching and config.loss.snr_gamma is not None:
         raise ConfigError(
             f"loss.snr_gamma: min-SNR weights are for DDPM bases; {config.base.source} is of the family "
@@ -134,16 +152,36 @@ def _environment(base: BasePipeline) -> dict[str, object]:
     }
 
 
-def build_data(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
-    """Photos and class examples of a run, as latents. The base must be as it was loaded."""
-    data, prior = config.data, config.prior
-    size = data.size or base.family.default_size(base.components)
+def picture_size(base: BasePipeline, config: RunConfig) -> int:
+    """Side of the pictures in pixels. Raises `ConfigError` for one that the base cannot do."""
+    size = config.data.size or base.family.default_size(base.components)
     multiple = base.family.size_multiple(base.components)
     if size % multiple:
         raise ConfigError(
             f"data.size {size} is not a multiple of {multiple}, as {base.source} needs it; "
             f"{size // multiple * multiple or multiple} is."
         )
+    return size
+
+
+def preflight(skeleton: BasePipeline, method: Method, config: RunConfig) -> None:
+    """Find mistakes in settings of method and photos on a base without weights (`skeleton_of`).
+
+    Raises `ConfigError` where a run would, minutes later.
+    """
+    picture_size(skeleton, config)
+    sample_prompts(method, config)
+    try:
+        with torch.device("meta"):
+            method.prepare(skeleton)
+    finally:
+        method.detach(skeleton)
+
+
+def build_data(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
+    """Photos and class examples of a run, as latents. The base must be as it was loaded."""
+    data, prior = config.data, config.prior
+    size = picture_size(base, config)
     cache = TensorCache(default_cache_folder())
     photos = decode_all(read_records(data), background=data.background)
     subject = method.subject_phrase(data.class_noun or "")
@@ -200,8 +238,11 @@ def sample_prompts(method: Method, config: RunConfig) -> list[str]:
 
 def prepare_training(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
     """What a run trains on, with `method` attached; mistakes in photos and settings come out here."""
-    check_settings(config, base.family)
-    base.to(training_device())
+    check_settings(config, base.family, method)
+    device = training_device()
+    base.to(
+        device, resting=base.modules if config.training.offload and device.type != "cpu" else ()
+    )
     sample_prompts(method, config)
     data = build_data(base, method, config)
     # Adapters draw their first weights from the global generator.

@@ -31,13 +31,15 @@ from finetune.errors import CheckpointError, ConfigError, UserError
 from finetune.loss import Objective
 from finetune.method import Method, ParameterGroup
 from finetune.optim import (
-    build_adamw,
+    ExponentialMovingAverage,
+    build_optimizer,
     learning_rate_factor,
     load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,
 )
 from finetune.seeding import derive_seed
+from finetune.speed import running
 from finetune.tracking import Tracker
 
 _NON_FINITE_LIMIT = 5
@@ -109,6 +111,34 @@ def check_parameter_groups(base: BasePipeline, groups: list[ParameterGroup]) -> 
         raise RuntimeError(f"The parameter groups are not the trainable parameters: {odd}")
 
 
+def place(base: BasePipeline, data: TrainingData, device: torch.device, *, offload: bool) -> None:
+    """Put the networks where training needs them; what no step needs rests, after it has encoded."""
+    if not offload or device.type == "cpu":
+        base.to(device)
+        return
+    resting = ["vae"]
+    if base.text_is_frozen:
+        base.to(device, resting=base.modules)
+        base.encode_prompts(data.prompts)
+        resting += base.components.text_encoders
+    base.to(device, resting=resting)
+
+
+@contextmanager
+def averaged(
+    average: ExponentialMovingAverage | None, parameters: list[nn.Parameter]
+) -> Iterator[None]:
+    """Within the context the parameters are their moving average, where there is one."""
+    if average is None:
+        yield
+        return
+    average.swap(parameters)
+    try:
+        yield
+    finally:
+        average.swap(parameters)
+
+
 def _memory_in_use(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -141,11 +171,11 @@ def train(
             f"{training.gradient_accumulation_steps} accumulation steps each; make it a multiple of "
             f"{world * training.gradient_accumulation_steps}."
         )
-    base.to(device)
+    place(base, data, device, offload=training.offload)
     groups = method.parameter_groups(base)
     check_parameter_groups(base, groups)
     parameters = [p for group in groups for p in group.parameters.values()]
-    optimizer = build_adamw(
+    optimizer = build_optimizer(
         [
             {
                 "params": list(group.parameters.values()),
@@ -154,9 +184,11 @@ def train(
             }
             for group in groups
         ],
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
+        config.optimizer,
     )
+    average = None
+    if training.ema_decay is not None:
+        average = ExponentialMovingAverage(parameters, decay=training.ema_decay)
     objective = Objective(config.loss, training.seed, config.prior.kind == "base_prediction")
     fingerprints = {"base": base.fingerprint, "data": data_fingerprint(data)}
     tracker = Tracker(folder, trackers=config.tracking.trackers, project=config.tracking.project)
@@ -177,6 +209,8 @@ def train(
                     )
             method.load_state_dict(base, without_prefix("method", tensors))
             load_optimizer_tensors(optimizer, without_prefix("optimizer", tensors))
+            if average is not None:
+                average.load(without_prefix("average", tensors))
             step = int(state["step"])
     tracker.rewind(step)
 
@@ -188,7 +222,9 @@ def train(
         if accelerator.is_main_process:
             state = with_prefix("method", method.state_dict(base))
             statistics = with_prefix("optimizer", optimizer_tensors(optimizer))
-            save_checkpoint(folder / "checkpoints", step, {**state, **statistics}, fingerprints)
+            averages = with_prefix("average", average.tensors() if average is not None else {})
+            tensors = {**state, **statistics, **averages}
+            save_checkpoint(folder / "checkpoints", step, tensors, fingerprints)
 
     # Loop.
     num_micro = training.gradient_accumulation_steps * world
@@ -210,7 +246,13 @@ def train(
         mininterval=1.0,
         disable=not accelerator.is_main_process,
     )
-    with bar, _interruptible() as interrupted:
+    execution = running(
+        base,
+        gradient_checkpointing=training.gradient_checkpointing,
+        attention=training.attention,
+        compile=training.compile,
+    )
+    with bar, execution, _interruptible() as interrupted:
         while step < training.num_steps and not interrupted():
             factor = learning_rate_factor(
                 step,
@@ -238,6 +280,8 @@ def train(
             if bool(norm.isfinite()):
                 optimizer.step()
                 method.after_step(base)
+                if average is not None:
+                    average.update(parameters)
                 non_finite = 0
             else:
                 non_finite += 1
@@ -258,11 +302,14 @@ def train(
             if training.checkpoint_every and step % training.checkpoint_every == 0:
                 save()
             if config.samples.every and step % config.samples.every == 0 and on_sample:
-                on_sample(step)
+                with averaged(average, parameters):
+                    on_sample(step)
     seconds = time.monotonic() - started
     finished = step >= training.num_steps
     if step > saved:
         save()
+    if finished and average is not None:
+        average.swap(parameters)
     tracker.close()
     recent = losses[-max(1, len(losses) // 10) :]
     mean = sum(recent) / len(recent) if recent else float("nan")

@@ -49,7 +49,8 @@ FENCES: dict[str, tuple[str, ...]] = {
     "drjit": ("data_prep/clay/",),
     "skimage": ("data_prep/clay/",),
 }
-FENCES["transformers"] = FENCES["diffusers"]
+FENCES["transformers"] = (*FENCES["diffusers"], "finetune/optim.py")
+FENCES["bitsandbytes"] = FENCES["prodigyopt"] = ("finetune/optim.py",)
 
 
 def imported_modules(source: str) -> set[str]:
