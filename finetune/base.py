@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,7 @@ from finetune.families.base import (
     Reading,
 )
 from finetune.families.parts import dtype_of
+from finetune.families.single_files import shipped_configuration
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {
@@ -54,7 +56,8 @@ class BaseConfig(Section):
     revision: str | None = None
     """Commit, tag or branch of a Hub id; pin a commit for runs that can be repeated."""
     single_file_config: Path | None = None
-    """Diffusers folder with the configurations of a single-file checkpoint, for offline use."""
+    """Diffusers folder with the configurations of a single-file checkpoint. Those of Stable Diffusion 1.5,
+    2.1 and XL are shipped; with null they are taken, and CLIP's tokenizer from the Hub or its cache."""
     dtype: DTypeName = "float32"
     """Precision of the frozen weights; what is trained stays in float32."""
     quantization: QuantizationName | None = None
@@ -276,12 +279,6 @@ def check_quantization(config: BaseConfig) -> None:
         raise ConfigError(f"base.quantization: {config.quantization} {problem}.")
 
 
-def has_configurations(config: BaseConfig) -> bool:
-    """Whether `skeleton_of` finds what it reads: not of a single file without `single_file_config`."""
-    path = resolve_base(config.source, revision=config.revision, only_index=True)
-    return path.is_dir() or config.single_file_config is not None
-
-
 def skeleton_of(config: BaseConfig) -> BasePipeline:
     """A base without weights, on the meta device, from its configurations alone.
 
@@ -289,13 +286,13 @@ def skeleton_of(config: BaseConfig) -> BasePipeline:
     """
     family = recognise_base(config)
     path = resolve_base(config.source, revision=config.revision, weights=False)
-    if path.is_file():
-        if config.single_file_config is None:
-            raise ArtifactError(
-                f"{config.source} is a single file, whose sizes stand in base.single_file_config, which is "
-                "not set. Give a diffusers folder with its configurations."
-            )
-        path = config.single_file_config
+    given = config.single_file_config
+    shipped = shipped_configuration(path) if path.is_file() and given is None else None
+    with shipped or nullcontext(given if path.is_file() and given is not None else path) as folder:
+        return _skeleton_from(folder, family, config)
+
+
+def _skeleton_from(path: Path, family: ModelFamily, config: BaseConfig) -> BasePipeline:
     reading = Reading(DTYPES[config.dtype], config.quantization, weights=False)
     try:
         components = family.load(path, reading, without=config.drop_components)
@@ -315,9 +312,10 @@ def load_base(config: BaseConfig) -> BasePipeline:
     reading = Reading(dtype, config.quantization)
     try:
         if path.is_file():
-            components = family.load_single_file(
-                path, config=config.single_file_config, dtype=dtype
-            )
+            given = config.single_file_config
+            configuration = shipped_configuration(path) if given is None else nullcontext(given)
+            with configuration as folder:
+                components = family.load_single_file(path, config=folder, dtype=dtype)
         else:
             components = family.load(path, reading, without=config.drop_components)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

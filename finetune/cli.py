@@ -122,7 +122,7 @@ def train(
     Example: finetune train configs/clay/lora.yaml data.photos=my_dog data.class_noun=dog
     """
     from finetune.artifact import NOTE
-    from finetune.base import has_configurations, load_base, recognise_base, skeleton_of
+    from finetune.base import load_base, recognise_base, skeleton_of
     from finetune.run import (
         RunFolder,
         check_family,
@@ -155,12 +155,11 @@ def train(
     family = recognise_base(run.base)
     check_family(method, family, source=run.base.source, kind=run.method.kind)
     check_settings(run, family, method)
-    if dry_run or has_configurations(run.base):
-        skeleton = skeleton_of(run.base)
-        preflight(skeleton, method, run)
-        if dry_run:
-            _print_estimate(skeleton, method, run)
-            return
+    skeleton = skeleton_of(run.base)
+    preflight(skeleton, method, run)
+    if dry_run:
+        _print_estimate(skeleton, method, run)
+        return
     base = load_base(run.base)
     _warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.

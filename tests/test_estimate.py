@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from finetune.base import BaseConfig, load_base, skeleton_of
+from finetune.base import load_base, skeleton_of
 from finetune.cli import app
 from finetune.config import build_run_config
 from finetune.errors import ConfigError
@@ -74,7 +74,8 @@ def test_counts_are_those_of_the_run(run: tuple[Any, Any]) -> None:
     method.detach(base)
 
     data = build_data(base, method, config)
-    own = sum(t.nbytes for m in base.modules.values() for t in m.state_dict().values())
+    whole = (t for m in base.modules.values() for t in m.state_dict(keep_vars=True).values())
+    own = sum(t.nbytes for t in {id(t): t for t in whole}.values())  # the T5 shares a table
     with LiveMemory() as prepared:
         prepared.ignore(p for m in base.modules.values() for p in m.parameters())
         method.prepare(base)
@@ -225,14 +226,3 @@ def test_sizes_that_a_family_cannot_cut_are_refused(family_folders: Any, run_val
             load_method("lora")(config.method),
             config.model_copy(update={"data": data}),
         )
-
-
-def test_a_single_file_s_skeleton_needs_its_configurations(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    path = tmp_path / "sd.safetensors"
-    save_file({"cond_stage_model.x": torch.ones(1)}, path)
-    from finetune.errors import ArtifactError
-
-    with pytest.raises(ArtifactError, match="single file"):
-        skeleton_of(BaseConfig(source=str(path)))

@@ -24,6 +24,8 @@ from finetune.diffusion import DiscreteDiffusion
 from finetune.errors import ArtifactError
 from finetune.families.base import Components, Reading
 
+PUBLISHED = Path(__file__).resolve().parent / "published"
+"""Configurations of the published models of every family, without weights and tokenizers."""
 UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_ATTENTION = (*UNET_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
