@@ -79,6 +79,14 @@ class TrainingData:
         """Of the class pictures, if there are any."""
         return None if self.class_pictures is None else self.class_pictures.moments
 
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt that batches may hold, once each."""
+        dropped = [""] if self.config.caption_dropout else []
+        of_class = [] if self.class_prompt is None else [self.class_prompt]
+        own = [text for view in self.instances.views.values() for text in view.captions]
+        return list(dict.fromkeys([*own, *of_class, *dropped]))
+
     def order(self, sample: int, num: int, stream: str) -> int:
         """Which of `num` items the `sample`-th draw of a stream is: each once per epoch, shuffled."""
         epoch, position = divmod(sample, num)

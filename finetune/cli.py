@@ -137,6 +137,9 @@ def train(
             "data.photos.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it will cost and stop; no weights are read.")
+    ] = False,
 ) -> None:
     """Train one method on one subject; writes a run folder with the artifact.
 
@@ -146,13 +149,14 @@ def train(
     training.num_steps
     """
     from finetune.artifact import NOTE
-    from finetune.base import load_base, recognise_base
+    from finetune.base import load_base, recognise_base, skeleton_of
     from finetune.checkpoint import latest_checkpoint
     from finetune.run import (
         RunFolder,
         check_family,
         check_folder,
         check_settings,
+        preflight,
         prepare_folder,
         prepare_training,
         run_training,
@@ -175,9 +179,10 @@ def train(
     resumes, allowed = resume is not None, tuple(allow_change or ())
     if allowed and not resumes:
         raise UserError("--allow-change goes with --resume RUN; a new run takes what it is given.")
-    check_folder(run, resume=resumes, overwrite=overwrite, allow_changes=allowed)
     folder = RunFolder(run.output)
-    if resumes and (folder.artifact / NOTE).is_file():
+    if not dry_run:
+        check_folder(run, resume=resumes, overwrite=overwrite, allow_changes=allowed)
+    if resumes and not dry_run and (folder.artifact / NOTE).is_file():
         if not allowed:
             typer.echo(f"{resume} is finished already; its artifact is in {resume}/artifact.")
             return
@@ -188,7 +193,12 @@ def train(
             )
     family = recognise_base(run.base)
     check_family(method, family, source=run.base.source, kind=run.method.kind)
-    check_settings(run, family)
+    check_settings(run, family, method)
+    skeleton = skeleton_of(run.base)
+    preflight(skeleton, method, run)
+    if dry_run:
+        _print_estimate(skeleton, method, run)
+        return
     base = load_base(run.base)
     _warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.
@@ -211,6 +221,16 @@ def train(
     )
     prompt = f"a photo of a {method.subject_phrase(run.data.class_noun or '')} on the beach"
     typer.echo(f'Try: finetune generate {run.output} --prompt "{prompt}"')
+
+
+def _print_estimate(skeleton: Any, method: Any, run: Any) -> None:
+    from finetune.estimate import estimate
+    from finetune.train import training_device
+
+    device = training_device()
+    typer.echo(f"{run.method.kind} on {run.base.source}, device {device.type}:")
+    for line in estimate(skeleton, method, run, device=device).lines():
+        typer.echo(f"  {line}")
 
 
 def _identifier(run: Any) -> str | None:
@@ -277,6 +297,9 @@ def generate(
     guidance_scale: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 4.0,
     negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    cpu_offload: Annotated[
+        bool, typer.Option("--cpu-offload", help="For bases larger than the accelerator.")
+    ] = False,
     base: Annotated[
         str | None,
         typer.Option(help="Base of artifacts made elsewhere: name, Hub id, folder or file."),
@@ -299,7 +322,7 @@ def generate(
     from finetune.base import load_base
     from finetune.config import validate
     from finetune.export.imported import attached, bases_of, open_source, with_token
-    from finetune.generate import SamplingConfig, labelled_grid
+    from finetune.generate import SamplingConfig, check_sampling, labelled_grid
     from finetune.generate import generate as make
     from finetune.guards import remarks_on_pictures
     from finetune.train import training_device
@@ -324,9 +347,11 @@ def generate(
             "guidance_scale": guidance_scale,
             "negative_prompt": negative_prompt,
             "batch_size": batch_size,
+            "cpu_offload": cpu_offload,
         },
         "options",
     )
+    check_sampling(sampling, training_device())
     sources = [open_source(path, allow_pickle=allow_pickle) for path in artifacts]
     for path, source in zip(artifacts, sources, strict=True):
         unknown = [] if source.note else ["{class}"]
@@ -342,7 +367,9 @@ def generate(
     names = _distinct_names(artifacts)
     for name, source, wanted in zip(names, sources, bases, strict=True):
         if loaded is None or wanted != loaded_from:
-            loaded, loaded_from = load_base(wanted).to(training_device()), wanted
+            loaded, loaded_from = load_base(wanted), wanted
+            resting = loaded.modules if cpu_offload else ()
+            loaded.to(training_device(), resting=resting)
         with attached(source, loaded, load_method) as note:
             filled = [
                 fill_template(t, subject=note.subject, class_noun=note.class_noun, field="--prompt")

@@ -19,6 +19,7 @@ from finetune.generate import SamplingConfig
 from finetune.loss import LossConfig
 from finetune.method import MethodConfig
 from finetune.optim import OptimizerConfig
+from finetune.speed import AttentionName
 
 MethodLoader = Callable[[str], Any]
 """Name of a method -> its class; raises `ConfigError` for an unknown one."""
@@ -42,6 +43,21 @@ class TrainingConfig(Section):
     """Seed of everything random while training."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the networks' arithmetic (autocast); trained weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute the denoiser's activations again in the backward pass instead of keeping them: a third
+    slower, a fraction of the memory, the same result."""
+    offload: bool = True
+    """Keep the autoencoder, and text encoders while they are frozen, in main memory once photos and
+    prompts are encoded. Frees the accelerator's memory; makes no difference on a CPU."""
+    attention: AttentionName = "auto"
+    """Kernel of scaled dot-product attention: `flash`, `efficient` or `cudnn` (NVIDIA), or `math`, which
+    writes the whole matrix of weights; `auto` takes torch's choice. A CPU has `flash` and `math`."""
+    compile: bool = False
+    """Compile the denoiser's repeated blocks (`torch.compile`): minutes at the start, faster steps then.
+    Results differ by rounding."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Ship and show a moving average of the trained weights with at most this decay, 0.999 for
+    instance; 4 bytes more per trained number. null ships the last weights."""
     checkpoint_every: int | None = Field(None, gt=0)
     """Optimizer steps between checkpoints; null keeps one only of an
     interrupted run."""
@@ -97,7 +113,7 @@ class RunConfig(Section):
     loss: LossConfig = LossConfig()
     """Weighting of the loss."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
     training: TrainingConfig = TrainingConfig()
     """Budget and mechanics."""
     sampling: SamplingConfig = SamplingConfig()

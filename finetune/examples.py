@@ -105,8 +105,8 @@ def _assemble(method: Method, config: RunConfig, place: _Place) -> TrainingData:
     )
 
 
-def build_data(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
-    """Photos and class examples of a run, as latents. The base must be as it was loaded."""
+def picture_size(base: BasePipeline, config: RunConfig) -> int:
+    """Side of the pictures in pixels. Raises `ConfigError` for one that the base cannot do."""
     size = config.data.size or base.family.default_size(base.components)
     if size > MAX_SIZE:
         raise ConfigError(f"data.size {size} is more than {MAX_SIZE} pixels. Give less.")
@@ -116,6 +116,12 @@ def build_data(base: BasePipeline, method: Method, config: RunConfig) -> Trainin
             f"data.size {size} is not a multiple of {multiple}, as {base.source} needs it; "
             f"{size // multiple * multiple or multiple} is."
         )
+    return size
+
+
+def build_data(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
+    """Photos and class examples of a run, as latents. The base must be as it was loaded."""
+    size = picture_size(base, config)
     cache = TensorCache(default_cache_folder())
     prior = config.prior
     sampling = SamplingConfig(

@@ -21,7 +21,7 @@ from finetune.checkpoint import (
 )
 from finetune.errors import CheckpointError
 from finetune.method import Method
-from finetune.optim import load_optimizer_tensors, optimizer_tensors
+from finetune.optim import ExponentialMovingAverage, load_optimizer_tensors, optimizer_tensors
 from finetune.provenance import check_fingerprints, fingerprints
 
 
@@ -46,17 +46,21 @@ class RunCheckpoints:
         base: BasePipeline,
         method: Method,
         optimizer: torch.optim.Optimizer,
+        average: ExponentialMovingAverage | None,
         data: TrainingData,
     ) -> None:
-        self.folder, self.base, self.method, self.optimizer = folder, base, method, optimizer
+        self.folder, self.base, self.method = folder, base, method
+        self.optimizer, self.average = optimizer, average
         self.fingerprints, self.names = fingerprints(base, data), data.instances.names
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint; this process is the one that writes."""
         learnt = with_prefix("method", self.method.state_dict(self.base))
         statistics = with_prefix("optimizer", optimizer_tensors(self.optimizer))
+        averages = with_prefix("average", self.average.tensors() if self.average else {})
         state = {**self.fingerprints, "non_finite": progress.non_finite}
-        save_checkpoint(self.folder, progress.step, {**learnt, **statistics}, state)
+        tensors = {**learnt, **statistics, **averages}
+        save_checkpoint(self.folder, progress.step, tensors, state)
         progress.saved = progress.step
 
     def restore(self, *, is_main: bool) -> Progress:
@@ -74,6 +78,8 @@ class RunCheckpoints:
         try:
             self.method.load_state_dict(self.base, without_prefix("method", tensors))
             load_optimizer_tensors(self.optimizer, without_prefix("optimizer", tensors))
+            if self.average is not None:
+                self.average.load(without_prefix("average", tensors))
             step = int(state["step"])
             progress = Progress(step, int(state["non_finite"]), saved=step)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:

@@ -21,17 +21,19 @@ from tqdm import tqdm
 from data_prep.captions import fill_template
 from data_prep.loader import TrainingData
 from finetune.artifact import save_artifact
-from finetune.base import BasePipeline
+from finetune.base import BasePipeline, check_quantization
 from finetune.config import RunConfig, read_yaml, to_yaml
 from finetune.errors import ArtifactError, CheckpointError, ConfigError
-from finetune.examples import build_data, write_provenance
+from finetune.examples import build_data, picture_size, write_provenance
 from finetune.families.base import ModelFamily
 from finetune.files import LOCK, claimed, partial_of, write_text
-from finetune.generate import generate, labelled_grid
+from finetune.generate import check_sampling, generate, labelled_grid
 from finetune.guards import memory_advice, remarks_on_pictures
 from finetune.method import Method, why_unsupported
+from finetune.optim import check_optimizer
 from finetune.provenance import check_allowed, check_config
 from finetune.seeding import derive_seed
+from finetune.speed import check_speed
 from finetune.train import TrainResult, is_main_process, train, training_device
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "safetensors")
@@ -68,8 +70,18 @@ def check_family(method: Method, family: ModelFamily, *, source: str, kind: str)
         )
 
 
-def check_settings(config: RunConfig, family: ModelFamily) -> None:
-    """Raise `ConfigError` for settings that mean nothing to a family."""
+def check_settings(config: RunConfig, family: ModelFamily, method: Method) -> None:
+    """Raise `ConfigError` for what family, method, device or installed packages cannot do."""
+    device, training = training_device(), config.training
+    check_optimizer(config.optimizer.name)
+    check_speed(attention=training.attention, compile=training.compile, device=device)
+    check_sampling(config.sampling, device)
+    check_quantization(config.base)
+    if config.base.quantization and method.requirements().artifact_format == "pipeline":
+        raise ConfigError(
+            f"base.quantization: {config.method.kind} trains the base's own weights, which cannot be "
+            "done in few bits. Set it to null, or use lora."
+        )
     if family.flow_matching and config.loss.snr_gamma is not None:
         raise ConfigError(
             f"loss.snr_gamma: min-SNR weights are for DDPM bases; {config.base.source} is of the family "
@@ -153,6 +165,20 @@ def _environment(base: BasePipeline) -> dict[str, object]:
     }
 
 
+def preflight(skeleton: BasePipeline, method: Method, config: RunConfig) -> None:
+    """Find mistakes in settings of method and photos on a base without weights (`skeleton_of`).
+
+    Raises `ConfigError` where a run would, minutes later.
+    """
+    picture_size(skeleton, config)
+    sample_prompts(method, config)
+    try:
+        with torch.device("meta"):
+            method.prepare(skeleton)
+    finally:
+        method.detach(skeleton)
+
+
 def sample_prompts(method: Method, config: RunConfig) -> list[str]:
     """Prompts of the sample grids. Raises `DataError` for an unknown placeholder."""
     subject = method.subject_phrase(config.data.class_noun or "")
@@ -165,10 +191,12 @@ def sample_prompts(method: Method, config: RunConfig) -> list[str]:
 
 def prepare_training(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
     """What a run trains on, with `method` attached; mistakes in photos and settings come out here."""
-    check_settings(config, base.family)
+    check_settings(config, base.family, method)
     sample_prompts(method, config)
     with memory_advice(config, method):
-        base.to(training_device())
+        device = training_device()
+        offload = config.training.offload and device.type != "cpu"
+        base.to(device, resting=base.modules if offload else ())
         data = build_data(base, method, config)
         # Adapters draw their first weights from the global generator.
         torch.manual_seed(derive_seed(config.training.seed, "prepare"))

@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,14 @@ from finetune.interrupt import interruptible
 from finetune.loss import Objective
 from finetune.method import Method, ParameterGroup
 from finetune.optim import (
-    build_adamw,
+    ExponentialMovingAverage,
+    build_optimizer,
     learning_rate_factor,
     set_learning_rate,
 )
 from finetune.resume import Progress, RunCheckpoints
 from finetune.seeding import derive_seed
+from finetune.speed import running
 from finetune.tracking import Tracker
 
 
@@ -65,6 +67,34 @@ def check_parameter_groups(base: BasePipeline, groups: list[ParameterGroup]) -> 
     if {n: id(p) for n, p in grouped.items()} != {n: id(p) for n, p in trainable.items()}:
         odd = sorted(grouped.keys() ^ trainable.keys())[:3]
         raise RuntimeError(f"The parameter groups are not the trainable parameters: {odd}")
+
+
+def place(base: BasePipeline, data: TrainingData, device: torch.device, *, offload: bool) -> None:
+    """Put the networks where training needs them; what no step needs rests, after it has encoded."""
+    if not offload or device.type == "cpu":
+        base.to(device)
+        return
+    resting = ["vae"]
+    if base.text_is_frozen:
+        base.to(device, resting=base.modules)
+        base.encode_prompts(data.prompts)
+        resting += base.components.text_encoders
+    base.to(device, resting=resting)
+
+
+@contextlib.contextmanager
+def averaged(
+    average: ExponentialMovingAverage | None, parameters: list[nn.Parameter]
+) -> Iterator[None]:
+    """Within the context the parameters are their moving average, where there is one."""
+    if average is None:
+        yield
+        return
+    average.swap(parameters)
+    try:
+        yield
+    finally:
+        average.swap(parameters)
 
 
 def _memory_in_use(device: torch.device) -> int:
@@ -112,21 +142,6 @@ def _require_same_step(accelerator: Accelerator, step: int) -> None:
         )
 
 
-def _build_optimizer(config: RunConfig, groups: list[ParameterGroup]) -> torch.optim.AdamW:
-    return build_adamw(
-        [
-            {
-                "params": list(group.parameters.values()),
-                "lr": group.learning_rate,
-                "weight_decay": group.weight_decay,
-            }
-            for group in groups
-        ],
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-    )
-
-
 def train(
     base: BasePipeline,
     method: Method,
@@ -154,13 +169,26 @@ def train(
             f"{training.gradient_accumulation_steps} accumulation steps each; make it a multiple of "
             f"{world * training.gradient_accumulation_steps}."
         )
-    base.to(device)
+    place(base, data, device, offload=training.offload)
     groups = method.parameter_groups(base)
     check_parameter_groups(base, groups)
     parameters = [p for group in groups for p in group.parameters.values()]
-    optimizer = _build_optimizer(config, groups)
+    optimizer = build_optimizer(
+        [
+            {
+                "params": list(group.parameters.values()),
+                "lr": group.learning_rate,
+                "weight_decay": group.weight_decay,
+            }
+            for group in groups
+        ],
+        config.optimizer,
+    )
+    average = None
+    if training.ema_decay is not None:
+        average = ExponentialMovingAverage(parameters, decay=training.ema_decay)
     objective = Objective(config.loss, training.seed, config.prior.kind == "base_prediction")
-    checkpoints = RunCheckpoints(folder / "checkpoints", base, method, optimizer, data)
+    checkpoints = RunCheckpoints(folder / "checkpoints", base, method, optimizer, average, data)
     tracking = config.tracking
     trackers = tracking.trackers if is_main else ()
     tracker = Tracker(folder, trackers=trackers, project=tracking.project)
@@ -191,7 +219,13 @@ def train(
         mininterval=1.0,
         disable=not is_main,
     )
-    with contextlib.closing(tracker), bar, interruptible() as interrupted:
+    execution = running(
+        base,
+        gradient_checkpointing=training.gradient_checkpointing,
+        attention=training.attention,
+        compile=training.compile,
+    )
+    with contextlib.closing(tracker), bar, execution, interruptible() as interrupted:
         while progress.step < training.num_steps and not stop:
             step = progress.step
             factor = learning_rate_factor(
@@ -222,6 +256,8 @@ def train(
             if finite:
                 optimizer.step()
                 method.after_step(base)
+                if average is not None:
+                    average.update(parameters)
             optimizer.zero_grad(set_to_none=True)
             progress.step += 1
             progress.non_finite = 0 if finite else progress.non_finite + 1
@@ -235,7 +271,8 @@ def train(
                 if _is_due(progress.step, training.checkpoint_every):
                     checkpoints.save(progress)
                 if on_sample and _is_due(progress.step, config.samples.every):
-                    on_sample(progress.step)
+                    with averaged(average, parameters):
+                        on_sample(progress.step)
             check_finite(progress.non_finite, progress.step, config)
         seconds = time.monotonic() - started
         if is_main and progress.step > progress.saved:
@@ -244,4 +281,6 @@ def train(
     recent = losses[-max(1, len(losses) // 10) :]
     mean = sum(recent) / len(recent) if recent else float("nan")
     finished = progress.step >= training.num_steps
+    if finished and average is not None:
+        average.swap(parameters)
     return TrainResult(progress.step, finished, 0 if finished else stop, seconds, peak, mean)

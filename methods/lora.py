@@ -105,6 +105,21 @@ class LoRA(NetworkMethod):
                         "a module's name, for instance attn2.to_k."
                     )
 
+    def _check_ranks(self, base: BasePipeline) -> None:
+        for component, network in self._adapted(base).items():
+            settings = self._peft_config(base, component)
+            for name in self._targeted(base, component):
+                layer = network.get_submodule(name)
+                if not isinstance(layer, nn.Linear):
+                    continue
+                own = [r for key, r in settings.rank_pattern.items() if names_module(key, name)]
+                rank, limit = (own or [settings.r])[0], min(layer.in_features, layer.out_features)
+                if rank > limit:
+                    raise ConfigError(
+                        f"method.rank: {rank} is more than {component}.{name} can have, which is a layer of "
+                        f"{layer.in_features} × {layer.out_features}. At most {limit} makes sense there."
+                    )
+
     def _adapted(self, base: BasePipeline) -> dict[str, nn.Module]:
         networks = self.networks(base)
         return {name: module for name, module in networks.items() if self._targets(base, name)}
@@ -126,6 +141,7 @@ class LoRA(NetworkMethod):
         """Put adapters beside the target modules; they begin as no-ops (B = 0)."""
         base.forget_prompts()
         self._check_patterns(base)
+        self._check_ranks(base)
         for component, module in self._adapted(base).items():
             try:
                 inject_adapter_in_model(self._peft_config(base, component), module)

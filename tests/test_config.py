@@ -310,7 +310,10 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
     if path.name == "compare.yaml":
         comparison = validate(CompareConfig, values, str(path))
         runs = method_configs(comparison, load_method)
-        assert {run.method.kind for run in runs.values()} == set(METHODS)
+        # SD3 and FLUX learn no words; FLUX's DreamBooth fits on no single device.
+        without = {"sd35": {"textual_inversion"}, "flux": {"textual_inversion", "dreambooth"}}
+        expected = set(METHODS) - without.get(path.parent.name, set())
+        assert {run.method.kind for run in runs.values()} == expected
         assert len({run.training for run in map(RunConfigKey, runs.values())}) == 1
         data = comparison.data
     else:

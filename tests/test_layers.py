@@ -50,7 +50,8 @@ FENCES: dict[str, tuple[str, ...]] = {
     "drjit": ("data_prep/clay/",),
     "skimage": ("data_prep/clay/",),
 }
-FENCES["transformers"] = (*FENCES["diffusers"], "finetune/captioner.py")
+FENCES["transformers"] = (*FENCES["diffusers"], "finetune/captioner.py", "finetune/optim.py")
+FENCES["bitsandbytes"] = FENCES["prodigyopt"] = ("finetune/optim.py",)
 
 
 def imported_modules(source: str) -> set[str]:

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from data_prep.batch import Moments
 from finetune.diffusion import DiscreteDiffusion
 from finetune.errors import ArtifactError
-from finetune.families.base import Components
+from finetune.families.base import Components, Reading
 from finetune.files import read_json
 
+PUBLISHED = Path(__file__).resolve().parent / "published"
+"""Configurations of the published models of every family, without weights and tokenizers."""
 UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_ATTENTION = (*UNET_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def read_networks(
-    source: Path, classes: Mapping[str, Any], *, dtype: torch.dtype
+    source: Path, classes: Mapping[str, Any], reading: Reading
 ) -> dict[str, nn.Module]:
     """Networks of a diffusers folder by name, from safetensors only."""
     networks = {}
@@ -35,12 +40,11 @@ def read_networks(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch_dtype.*deprecated.*")
         for name, network_class in classes.items():
-            is_transformers = issubclass(network_class, PreTrainedModel)
-            networks[name] = network_class.from_pretrained(
-                source / name,
-                use_safetensors=True,
-                **{"dtype" if is_transformers else "torch_dtype": dtype},
-            )
+            folder = source / name
+            if reading.weights:
+                networks[name] = _read_network(folder, network_class, reading)
+            else:
+                networks[name] = _shapes_of(folder, network_class, reading.dtype)
     return networks
 
 
@@ -79,14 +83,41 @@ def check_configurations(folder: Path) -> None:
             raise ArtifactError(f"{path} holds the number {largest:g}, which no network has.")
 
 
-def read_vae(source: Path, *, dtype: torch.dtype) -> nn.Module:
+def _read_network(folder: Path, network_class: Any, reading: Reading) -> nn.Module:
+    is_transformers = issubclass(network_class, PreTrainedModel)
+    options: dict[str, Any] = {"dtype" if is_transformers else "torch_dtype": reading.dtype}
+    # The autoencoder and the CLIP encoders are small.
+    large = network_class is T5EncoderModel if is_transformers else network_class != AutoencoderKL
+    if reading.quantization is not None and large:
+        chosen: Any = transformers if is_transformers else diffusers
+        options["quantization_config"] = chosen.BitsAndBytesConfig(
+            load_in_8bit=reading.quantization == "int8",
+            load_in_4bit=reading.quantization == "nf4",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=reading.dtype,
+        )
+    network: nn.Module = network_class.from_pretrained(folder, use_safetensors=True, **options)
+    return network
+
+
+def _shapes_of(folder: Path, network_class: Any, dtype: torch.dtype) -> nn.Module:
+    with torch.device("meta"):
+        if issubclass(network_class, PreTrainedModel):
+            config = network_class.config_class.from_pretrained(folder)
+            network: nn.Module = network_class(config)
+        else:
+            network = network_class.from_config(network_class.load_config(folder))
+    return nn.Module.to(network, dtype)  # diffusers' own warns
+
+
+def read_vae(source: Path, reading: Reading) -> nn.Module:
     """The autoencoder of a diffusers folder, in float32 where its configuration says `force_upcast`.
 
     The activations of such a one overflow float16.
     """
     upcast = AutoencoderKL.load_config(source / "vae").get("force_upcast", True)
-    chosen = torch.float32 if upcast else dtype
-    return read_networks(source, {"vae": AutoencoderKL}, dtype=chosen)["vae"]
+    chosen = replace(reading, dtype=torch.float32) if upcast else reading
+    return read_networks(source, {"vae": AutoencoderKL}, chosen)["vae"]
 
 
 def frozen(components: Components, denoiser_name: str) -> Components:
@@ -103,8 +134,11 @@ def read_model_index(source: Path) -> dict[str, Any]:
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:
-    """Precision of a network's first weight; `network.dtype` walks through all, a millisecond a call."""
-    return next(network.parameters()).dtype
+    """Precision of a network's first weight; `network.dtype` walks through all, a millisecond a call.
+
+    Of a quantised one the first that is no integer, for instance a bias or norm.
+    """
+    return next(p.dtype for p in network.parameters() if p.is_floating_point())
 
 
 def scaled_moments(

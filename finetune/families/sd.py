@@ -25,6 +25,7 @@ from finetune.families.base import (
     ForeignNames,
     ModelFamily,
     ModelVersion,
+    Reading,
 )
 from finetune.families.parts import (
     CLIP_ATTENTION,
@@ -61,6 +62,7 @@ class StableDiffusion(ModelFamily):
     name = "sd"
     title = "Stable Diffusion 1.x and 2.x, clay"
     denoiser_name = "unet"
+    repeated_blocks = ("BasicTransformerBlock",)
     trainable_text_encoders = {"text_encoder": "tokenizer"}
     foreign_names = ForeignNames(
         kohya_prefixes={"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1")},
@@ -83,19 +85,17 @@ class StableDiffusion(ModelFamily):
         """True for the original layouts of 1.x and 2.x."""
         return any(key.startswith("cond_stage_model.") for key in keys)
 
-    def load(
-        self, source: Path, *, dtype: torch.dtype, without: Collection[str] = ()
-    ) -> Components:
+    def load(self, source: Path, reading: Reading, *, without: Collection[str] = ()) -> Components:
         """Read the five folders of a pipeline; safetensors only."""
         classes = {
             "text_encoder": CLIPTextModel,
             "unet": UNet2DConditionModel,
         }
-        networks = read_networks(source, classes, dtype=dtype)
+        networks = read_networks(source, classes, reading)
         components = Components(
             tokenizers={"tokenizer": CLIPTokenizer.from_pretrained(source / "tokenizer")},
             text_encoders={"text_encoder": networks["text_encoder"]},
-            vae=read_vae(source, dtype=dtype),
+            vae=read_vae(source, reading),
             denoiser=networks["unet"],
             scheduler=DDPMScheduler.from_pretrained(source / "scheduler"),
         )
