@@ -25,6 +25,7 @@ from finetune.diffusion import NoiseProcess
 from finetune.errors import ArtifactError, ConfigError
 from finetune.families import find_family, find_single_file_family, require_known_libraries
 from finetune.families.base import Components, Conditioning, ModelFamily
+from finetune.families.parts import check_configurations
 from finetune.files import read_json
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
@@ -249,10 +250,12 @@ def load_base(config: BaseConfig) -> BasePipeline:
                 # diffusers imports what stands in it.
                 index = read_json(config.single_file_config / "model_index.json")
                 require_known_libraries(index, str(config.single_file_config))
+                check_configurations(config.single_file_config)
             components = family.load_single_file(
                 path, config=config.single_file_config, dtype=dtype
             )
         else:
+            check_configurations(path)
             components = family.load(path, dtype=dtype, without=config.drop_components)
         size = family.default_size(components)
         if not 8 <= size <= MAX_SIZE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ def read_networks(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch_dtype.*deprecated.*")
         for name, network_class in classes.items():
-            _require_no_foreign_code(source / name / "config.json")
             is_transformers = issubclass(network_class, PreTrainedModel)
             networks[name] = network_class.from_pretrained(
                 source / name,
@@ -45,23 +44,39 @@ def read_networks(
     return networks
 
 
-def _require_no_foreign_code(path: Path) -> None:
-    """Raise `ArtifactError` if a network's configuration asks for kernels from the Hub.
+MAX_NUMBER = 1_000_000
+"""In a network's or scheduler's configuration; vocabularies, the largest there are, have a quarter of it."""
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, (int, float)):
+        yield value
+
+
+def check_configurations(folder: Path) -> None:
+    """Raise `ArtifactError` if a configuration in a diffusers folder asks for the impossible, or for code.
 
     transformers takes the name of an attention implementation from the file, and downloads and runs what
     it does not know where the package `kernels` is installed.
     """
-    if not path.is_file():
-        return
-    settings = read_json(path)
-    if not isinstance(settings, dict):
-        raise ArtifactError(f"{path} holds no table of settings.")
-    for key in ("attn_implementation", "_attn_implementation"):
-        if settings.get(key) not in (None, "eager", "sdpa"):
-            raise ArtifactError(
-                f"{path} asks for the attention implementation {settings[key]!r}, which would be "
-                f"downloaded and run. Remove {key} from it."
-            )
+    for path in (*folder.glob("*/config.json"), *folder.glob("*/scheduler_config.json")):
+        settings = read_json(path)
+        if not isinstance(settings, dict):
+            raise ArtifactError(f"{path} holds no table of settings.")
+        for key in ("attn_implementation", "_attn_implementation"):
+            if settings.get(key) not in (None, "eager", "sdpa"):
+                raise ArtifactError(
+                    f"{path} asks for the attention implementation {settings[key]!r}, which would be "
+                    f"downloaded and run. Remove {key} from it."
+                )
+        largest = max(map(abs, _numbers(settings)), default=0)
+        if largest > MAX_NUMBER:
+            raise ArtifactError(f"{path} holds the number {largest:g}, which no network has.")
 
 
 def read_vae(source: Path, *, dtype: torch.dtype) -> nn.Module:
