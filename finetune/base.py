@@ -313,8 +313,9 @@ def skeleton_of(config: BaseConfig) -> BasePipeline:
 def _skeleton_from(path: Path, family: ModelFamily, config: BaseConfig) -> BasePipeline:
     reading = Reading(DTYPES[config.dtype], config.quantization, weights=False)
     try:
+        check_configurations(path)
         components = family.load(path, reading, without=config.drop_components)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise ArtifactError(
             f"The configurations of {config.source} cannot be read: {error}"
         ) from error

@@ -32,7 +32,9 @@ def test_mutated_inputs_give_a_value_or_a_clear_error(fuzz: ModuleType, name: st
     assert set(fuzz.TARGETS) == _TARGETS
     results, longest, _ = fuzz.run_chunk(name, 0, 60)
     assert [found for found in results if found[1] not in ("value", "refused")] == []
-    assert {result for _, result in results} == {"value", "refused"}
+    # Of a damaged checkpoint nothing is read.
+    possible = {"refused"} if name == "checkpoint" else {"value", "refused"}
+    assert {result for _, result in results} == possible
     assert longest < 5
 
 

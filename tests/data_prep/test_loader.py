@@ -236,6 +236,21 @@ def test_photos_under_the_class_prompt_are_photos(tmp_path: Path) -> None:
     assert {p for b in batches for p in b.prompts[2:]} == {"a photo of a dog"}
 
 
+def test_prompts_are_all_that_batches_hold(tmp_path: Path) -> None:
+    """What is encoded beforehand: mirrored captions, the class prompt and the empty one included."""
+    photos = [replace(photo(0), caption="a {subject} on the left"), replace(photo(1), caption=None)]
+    settings = {"flip_probability": 0.5, "caption_dropout": 0.3, "prompt": ("a {subject}", "one")}
+    instances = encoded(photos, tmp_path, **settings)
+    config = DataConfig(photos="photos", class_noun="dog", **settings)
+    data = TrainingData(
+        config, instances, seed=0, batch_size=4, class_prompt="a dog", instances_as_class=True
+    )
+    batches = [data.micro_batch(step, num_micro=1, micro=0) for step in range(40)]
+    assert {prompt for batch in batches for prompt in batch.prompts} == set(data.prompts)
+    assert "a sks dog on the right" in data.prompts
+    assert len(data.prompts) == 6
+
+
 def flipped_share(data: TrainingData, num_steps: int) -> float:
     table = {
         tuple(view.moments.mean.flatten().tolist()): variant.mirrored
