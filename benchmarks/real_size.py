@@ -42,6 +42,8 @@ from finetune.speed import running
 from methods import load_method
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CLIP_WORDS = 49408
+"""Rows of CLIP's embedding table; new words come after them."""
 OPTIONS: dict[str, list[str]] = {
     "plain": [],
     "checkpointing": ["training.gradient_checkpointing=true"],
@@ -60,6 +62,7 @@ def stand_in_tokenizer(kind: str) -> Any:
     if not kind.startswith("T5"):
         tokenizer = build_tokenizer(all_words())
         tokenizer.model_max_length = 77
+        tokenizer.add_tokens([f"<unused-{index}>" for index in range(CLIP_WORDS - len(tokenizer))])
         return tokenizer
     words = sorted({f"▁{word}" for word in all_words() if word.isalpha()})
     letters = [c for c in "▁abcdefghijklmnopqrstuvwxyz<>,." if c not in words]
