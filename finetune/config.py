@@ -41,8 +41,9 @@ class TrainingConfig(Section):
     """Parts into which a batch is cut to save memory; the result stays the same."""
     seed: int = 0
     """Seed of everything random while training."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the networks' arithmetic (autocast); trained weights stay float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the networks' arithmetic (autocast); trained weights stay float32. With float16, here or
+    in `base.dtype`, the loss is scaled so that small gradients survive (Micikevicius et al. 2018, §3.2)."""
     gradient_checkpointing: bool = False
     """Compute the denoiser's activations again in the backward pass instead of keeping them: a third
     slower, a fraction of the memory, the same result."""
@@ -126,10 +127,11 @@ class RunConfig(Section):
     """The run folder."""
 
     @model_validator(mode="after")
-    def _no_half_gradients(self) -> RunConfig:
-        if self.base.dtype == "float16":
+    def _one_half_precision(self) -> RunConfig:
+        if {self.base.dtype, self.training.precision} == {"float16", "bfloat16"}:
             raise ValueError(
-                "base.dtype float16 loses small gradients; train with bfloat16 or float32"
+                f"base.dtype {self.base.dtype} and training.precision {self.training.precision} are two half "
+                "precisions; take one of them for both, or float32 for one"
             )
         return self
 

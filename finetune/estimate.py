@@ -210,12 +210,12 @@ def _as_autocast(base: BasePipeline, names: list[str], *, precision: str) -> Ite
     """
     casts = 0
     changed: list[tuple[nn.Parameter, Tensor]] = []
-    if precision == "bfloat16":
+    if precision != "float32":
         for parameter in (p for name in names for p in base.modules[name].parameters()):
             if parameter.dtype == torch.float32:
                 casts += 2 * parameter.numel()
                 changed.append((parameter, parameter.data))
-                parameter.data = parameter.data.to(torch.bfloat16)
+                parameter.data = parameter.data.to(getattr(torch, precision))
     try:
         yield casts
     finally:

@@ -64,6 +64,7 @@ def memory_remedies(config: RunConfig, method: Method) -> list[str]:
     """Settings that would need less memory than `config`'s, those that cost nothing first."""
     training, prior = config.training, config.prior
     remedies = []
+    half = "float16" if "float16" in (config.base.dtype, training.precision) else "bfloat16"
     if training.batch_size > training.gradient_accumulation_steps:
         remedies.append(
             f"training.gradient_accumulation_steps={training.batch_size} (the same result)"
@@ -73,9 +74,9 @@ def memory_remedies(config: RunConfig, method: Method) -> list[str]:
     if config.samples.every and config.sampling.batch_size > 1:
         remedies.append("sampling.batch_size=1")
     if config.base.dtype == "float32":
-        remedies.append("base.dtype=bfloat16")
+        remedies.append(f"base.dtype={half}")
     if training.precision == "float32":
-        remedies.append("training.precision=bfloat16")
+        remedies.append(f"training.precision={half}")
     if prior.kind == "class_images":
         remedies.append("prior.kind=base_prediction")
     if method.requirements().artifact_format == "pipeline":

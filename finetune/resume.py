@@ -46,11 +46,12 @@ class RunCheckpoints:
         base: BasePipeline,
         method: Method,
         optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
         average: ExponentialMovingAverage | None,
         data: TrainingData,
     ) -> None:
         self.folder, self.base, self.method = folder, base, method
-        self.optimizer, self.average = optimizer, average
+        self.optimizer, self.scaler, self.average = optimizer, scaler, average
         self.fingerprints, self.names = fingerprints(base, data), data.instances.names
 
     def save(self, progress: Progress) -> None:
@@ -59,6 +60,7 @@ class RunCheckpoints:
         statistics = with_prefix("optimizer", optimizer_tensors(self.optimizer))
         averages = with_prefix("average", self.average.tensors() if self.average else {})
         state = {**self.fingerprints, "non_finite": progress.non_finite}
+        state["loss_scale"] = self.scaler.state_dict()
         tensors = {**learnt, **statistics, **averages}
         save_checkpoint(self.folder, progress.step, tensors, state)
         progress.saved = progress.step
@@ -78,6 +80,8 @@ class RunCheckpoints:
         try:
             self.method.load_state_dict(self.base, without_prefix("method", tensors))
             load_optimizer_tensors(self.optimizer, without_prefix("optimizer", tensors))
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["loss_scale"])
             if self.average is not None:
                 self.average.load(without_prefix("average", tensors))
             step = int(state["step"])

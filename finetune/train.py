@@ -188,7 +188,12 @@ def train(
     if training.ema_decay is not None:
         average = ExponentialMovingAverage(parameters, decay=training.ema_decay)
     objective = Objective(config.loss, training.seed, config.prior.kind == "base_prediction")
-    checkpoints = RunCheckpoints(folder / "checkpoints", base, method, optimizer, average, data)
+    # Small gradients would vanish in float16; without it the scaler does nothing.
+    is_float16 = "float16" in (config.base.dtype, training.precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=is_float16)
+    checkpoints = RunCheckpoints(
+        folder / "checkpoints", base, method, optimizer, scaler, average, data
+    )
     tracking = config.tracking
     trackers = tracking.trackers if is_main else ()
     tracker = Tracker(folder, trackers=trackers, project=tracking.project)
@@ -204,8 +209,8 @@ def train(
     # No cache of casts: the base-prediction prior swaps weights under the same parameters.
     autocast = torch.autocast(
         device.type,
-        torch.bfloat16,
-        enabled=training.precision == "bfloat16",
+        torch.float16 if training.precision == "float16" else torch.bfloat16,
+        enabled=training.precision != "float32",
         cache_enabled=False,
     )
     if device.type == "cuda":
@@ -242,7 +247,7 @@ def train(
                 torch.manual_seed(derive_seed(training.seed, "network", step, micro))
                 with autocast:
                     output = method.compute_loss(base, batch, objective)
-                (output.loss / num_micro).backward()
+                scaler.scale(output.loss / num_micro).backward()
                 for name, figure in output.metrics.items():
                     metrics[name] = metrics.get(name, 0.0) + float(figure) / num_micro
             if world > 1:  # unwrapped modules: the loop itself sums the (few) gradients
@@ -251,6 +256,7 @@ def train(
                     if parameter.grad is not None:
                         parameter.grad = accelerator.reduce(parameter.grad, reduction="sum")
             metrics, stop = _summed(accelerator, metrics, interrupted())
+            scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
             finite = bool(norm.isfinite()) and math.isfinite(metrics["loss"])
             if finite:
@@ -258,6 +264,7 @@ def train(
                 method.after_step(base)
                 if average is not None:
                     average.update(parameters)
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
             progress.step += 1
             progress.non_finite = 0 if finite else progress.non_finite + 1
