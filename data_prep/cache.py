@@ -84,8 +84,10 @@ class TensorCache:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, header)
             temporary.replace(path)
         except (OSError, SafetensorError):
+            pass  # the next run makes it again
+        finally:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                temporary.unlink(missing_ok=True)
 
     def get_or_make(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of `key`, made and stored if they are missing."""

@@ -8,7 +8,7 @@ may make pictures at the same time. Being latents already, they are never decode
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -108,8 +108,9 @@ def own_pictures(
 ) -> ClassPictures:
     """The user's own photos of the class: square crops of their middles, never mirrored or recoloured."""
     plain = DataConfig(photos=folder, background=data.background)
+    photos = decode_each(read_records(plain, field="prior.photos"), background=data.background)
     encoded = encode_photos(
-        decode_each(read_records(plain, field="prior.photos"), background=data.background),
+        (replace(photo, caption=None, prompt=None) for photo in photos),
         plain,
         size=size,
         subject=prompt,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from PIL import ImageColor
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -110,8 +110,8 @@ class PriorConfig(Section):
     says; no pictures have to be made."""
     prompt: str = "a photo of a {class}"
     """Caption of class examples."""
-    photos: str | None = None
-    """Folder of photos of the class of your own, which are taken instead of made pictures."""
+    photos: str | None = Field(None, min_length=1)
+    """Folder of photos of the class of your own, which `class_images` takes instead of made pictures."""
     num_images: int = Field(64, gt=0)
     """How many class pictures are made; they are kept and shared between runs."""
     batch_size: int = Field(16, gt=0)
@@ -122,3 +122,11 @@ class PriorConfig(Section):
     """Classifier-free guidance of class pictures."""
     seed: int = 0
     """Seed of the class pictures."""
+
+    @model_validator(mode="after")
+    def _photos_are_used(self) -> PriorConfig:
+        if self.photos is not None and self.kind != "class_images":
+            raise ValueError(
+                f"photos are those of kind=class_images, but kind is {self.kind}; set one or the other"
+            )
+        return self

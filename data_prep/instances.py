@@ -109,8 +109,11 @@ def captions_of(
 
 def _views_of(
     photo: Photo, config: DataConfig, *, size: int, encode: Callable[[Tensor], Moments]
-) -> Iterator[tuple[Variant, Moments, tuple[int, int], Tensor | None]]:
-    """Moments, corner and weights of every variant; frames that hold nothing of a mask are left out."""
+) -> Iterator[tuple[Variant, str, Moments, tuple[int, int], Tensor | None]]:
+    """Pixels' hash, moments, corner and weights of every variant.
+
+    Frames that hold nothing of a mask are left out.
+    """
     variants = variants_of(photo, config, size)
     for number, frame in enumerate(frames_of(photo, config, size)):
         cropped, (top, left) = crop_to(photo.image, frame.size_hw, share=frame.share)
@@ -123,13 +126,16 @@ def _views_of(
         for variant in (variant for variant in variants if variant.crop == number):
             picture = jittered(cropped, variant.color, config.color_jitter)
             pixel_values = to_pixel_values(picture)
-            moments = encode(pixel_values.flip(2) if variant.mirrored else pixel_values)
+            if variant.mirrored:
+                pixel_values = pixel_values.flip(2)
+            moments = encode(pixel_values)
             weights = None
             if mask is not None:
                 shown = ImageOps.mirror(mask) if variant.mirrored else mask
                 latent_hw = (moments.mean.shape[2], moments.mean.shape[3])
                 weights = latent_weights(shown, latent_hw, config.unmasked_weight)
-            yield variant, moments, (top, from_right if variant.mirrored else left), weights
+            corner = (top, from_right if variant.mirrored else left)
+            yield variant, pixels_key(pixel_values), moments, corner, weights
 
 
 def _add(
@@ -147,12 +153,15 @@ def _add(
         mirrored: captions_of(photo, config, subject=subject, mirrored=mirrored)
         for mirrored in sorted({v.mirrored for v in variants_of(photo, config, size)})
     }
-    for variant, moments, corner, weights in _views_of(photo, config, size=size, encode=encode):
+    for variant, pixels, moments, corner, weights in _views_of(
+        photo, config, size=size, encode=encode
+    ):
         view = View(moments, captions[variant.mirrored], corner, weights)
         instances.views[place, variant] = view
-        told = {"mean": moments.mean, "std": moments.std}
-        seen.append(digest_of(told if weights is None else {**told, "weights": weights}))
-        seen.append(f"{variant} {corner}")
+        # Not the latents, which differ by rounding from machine to machine.
+        seen += [pixels, f"{variant} {corner}"]
+        if weights is not None:
+            seen.append(digest_of({"weights": weights}))
     if not seen:
         raise DataError(
             f"{photo.name}: the crop cuts off all that its mask shows. Set data.crop=subject."

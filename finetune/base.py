@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Real
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
@@ -49,7 +50,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 MAX_SIZE = 8192
 """Side in pixels of the largest pictures; more, in a base's or artifact's file, is a mistake or a trap."""
-_UNREADABLE = (
+UNREADABLE = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -59,6 +60,7 @@ _UNREADABLE = (
     OSError,
     RuntimeError,
     SafetensorError,
+    StrictDataclassError,
     TypeError,
     ValueError,
 )
@@ -310,12 +312,19 @@ def skeleton_of(config: BaseConfig) -> BasePipeline:
         return _skeleton_from(folder, family, config)
 
 
+def _check_size(family: ModelFamily, components: Components) -> None:
+    size = family.default_size(components)
+    if not 8 <= size <= MAX_SIZE:
+        raise ValueError(f"it says that it was trained at {size} pixels")
+
+
 def _skeleton_from(path: Path, family: ModelFamily, config: BaseConfig) -> BasePipeline:
     reading = Reading(DTYPES[config.dtype], config.quantization, weights=False)
     try:
         check_configurations(path)
         components = family.load(path, reading, without=config.drop_components)
-    except _UNREADABLE as error:
+        _check_size(family, components)
+    except UNREADABLE as error:
         raise ArtifactError(
             f"The configurations of {config.source} cannot be read: {error}"
         ) from error
@@ -342,10 +351,8 @@ def load_base(config: BaseConfig) -> BasePipeline:
         else:
             check_configurations(path)
             components = family.load(path, reading, without=config.drop_components)
-        size = family.default_size(components)
-        if not 8 <= size <= MAX_SIZE:
-            raise ValueError(f"it says that it was trained at {size} pixels")
-    except _UNREADABLE as error:
+        _check_size(family, components)
+    except UNREADABLE as error:
         raise ArtifactError(f"The base {config.source} cannot be read: {error}") from error
     base = BasePipeline(family, components, config.source, "")
     base.fingerprint = base.current_fingerprint()

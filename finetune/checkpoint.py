@@ -33,6 +33,11 @@ _HEADER_BYTES = 512
 """Room for a tensor's entry in the header, and for what else is written per tensor."""
 
 
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps done when `checkpoint`, a folder of `latest_checkpoint`, was written."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def _step_of(path: Path) -> int | None:
     match = re.fullmatch(r"step-(\d{6,12})", path.name)
     return int(match.group(1)) if match else None

@@ -133,8 +133,9 @@ def train(
             metavar="FIELD",
             help="With --resume: let this field differ from the run's; repeatable. One of "
             "training.num_steps, .gradient_accumulation_steps, .checkpoint_every, .max_non_finite_steps, "
-            "prior.batch_size, sampling, samples, tracking, and, with the same content, base.source, "
-            "data.photos.",
+            ".gradient_checkpointing, .offload, .attention, .compile, prior.batch_size, sampling, samples, "
+            "tracking, and, with the same content, base.source, base.single_file_config, data.photos, "
+            "data.more_photos, prior.photos.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -150,12 +151,12 @@ def train(
     """
     from finetune.artifact import NOTE
     from finetune.base import load_base, recognise_base, skeleton_of
-    from finetune.checkpoint import latest_checkpoint
+    from finetune.checkpoint import latest_checkpoint, step_of
+    from finetune.resume import check_resumable
     from finetune.run import (
         RunFolder,
         check_family,
         check_folder,
-        check_settings,
         preflight,
         prepare_folder,
         prepare_training,
@@ -182,18 +183,24 @@ def train(
     folder = RunFolder(run.output)
     if not dry_run:
         check_folder(run, resume=resumes, overwrite=overwrite, allow_changes=allowed)
-    if resumes and not dry_run and (folder.artifact / NOTE).is_file():
-        if not allowed:
+    if resumes and not dry_run:
+        newest = latest_checkpoint(folder.checkpoints)[0]
+        done = 0 if newest is None else step_of(newest)
+        if done > run.training.num_steps:
+            raise UserError(
+                f"{resume} has done {done} steps already, so training.num_steps {run.training.num_steps} "
+                "cannot be reached by going on. Give more, or start a new run."
+            )
+        if (folder.artifact / NOTE).is_file() and done in (0, run.training.num_steps):
+            if allowed and newest is None:
+                raise UserError(
+                    f"{resume} is finished and kept no checkpoint, so it cannot go on. Start a new run "
+                    "with training.checkpoint_every=100."
+                )
             typer.echo(f"{resume} is finished already; its artifact is in {resume}/artifact.")
             return
-        if latest_checkpoint(folder.checkpoints)[0] is None:
-            raise UserError(
-                f"{resume} is finished and kept no checkpoint, so it cannot go on. Start a new run "
-                "with training.checkpoint_every=100."
-            )
     family = recognise_base(run.base)
     check_family(method, family, source=run.base.source, kind=run.method.kind)
-    check_settings(run, family, method)
     skeleton = skeleton_of(run.base)
     preflight(skeleton, method, run)
     if dry_run:
@@ -203,6 +210,8 @@ def train(
     _warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.
     data = prepare_training(base, method, run)
+    if resumes:
+        check_resumable(folder.checkpoints, base, data)
     wait_for_everyone()
     if is_main_process():
         prepare_folder(run, resume=resumes, overwrite=overwrite, allow_changes=allowed)

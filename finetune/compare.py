@@ -40,6 +40,7 @@ from finetune.run import (
     RunFolder,
     check_family,
     check_folder,
+    preflight,
     prepare_folder,
     prepare_training,
     run_training,
@@ -230,15 +231,14 @@ def compare(
     for name, run in configs.items():  # mistakes come out before anything is trained
         check_folder(run, resume=False, overwrite=overwrite)
         methods[name].subject_phrase(class_noun)
-        try:
-            methods[name].prepare(base)
-        finally:
-            methods[name].detach(base)
+        preflight(base, methods[name], run)
     sources = finished_sources(config)
     for source in sources.values():
         with attached(source, base, load_method):
             pass
-    base.to(training_device())
+    device = training_device()
+    offload = sampling.cpu_offload and device.type != "cpu"
+    base.to(device, resting=base.modules if offload else ())
     announce(f"{BASE_ROW}: pictures of the class, for reference")
     rows = [finish(BASE_ROW, class_noun)]
     for name, run in configs.items():

@@ -80,7 +80,9 @@ class SamplesConfig(Section):
 
     every: int | None = Field(None, gt=0)
     """Optimizer steps between sample grids; null makes none."""
-    prompts: tuple[str, ...] = ("a photo of a {subject}", "a photo of a {class}")
+    prompts: tuple[str, ...] = Field(
+        ("a photo of a {subject}", "a photo of a {class}"), min_length=1
+    )
     """One picture each; `{subject}` and `{class}` are filled in."""
 
 

@@ -168,7 +168,7 @@ def network_bytes(base: BasePipeline, names: Iterable[str], quantization: str | 
     for name in names:
         network = base.modules[name]
         total += _bytes(_tensors(network))
-        if quantization is not None and base.family.is_quantized(name):
+        if quantization is not None and name in base.family.large_components:
             linear = (m.weight for m in network.modules() if isinstance(m, nn.Linear))
             total -= sum(w.nbytes - w.numel() * QUANTIZED_BYTES[quantization] for w in linear)
     return int(total)
@@ -186,8 +186,11 @@ def _micro_batch(base: BasePipeline, method: Method, config: RunConfig, size: in
     with_class = prior.kind != "none" and method.requirements().uses_class_examples
     own = config.data.prompt if isinstance(config.data.prompt, str) else config.data.prompt[0]
     prompts = [
-        fill_template(template, subject=subject, class_noun=noun, field="prompt")
-        for template in (own, *([prior.prompt] if with_class else []))
+        fill_template(template, subject=subject, class_noun=noun, field=field)
+        for field, template in (
+            ("data.prompt", own),
+            *([("prior.prompt", prior.prompt)] if with_class else []),
+        )
         for _ in range(rows)
     ]
     latents = torch.zeros(len(prompts), *base.family.latent_shape(base.components, size))

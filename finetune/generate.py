@@ -78,6 +78,22 @@ def check_sampling(sampling: SamplingConfig, device: torch.device) -> None:
         )
 
 
+def check_pictures(sampling: SamplingConfig, base: BasePipeline) -> None:
+    """Raise `ConfigError` for what the base's family cannot do; `base` may be without weights."""
+    family = base.family
+    if sampling.negative_prompt and not family.takes_negative_prompts:
+        raise ConfigError(
+            f"sampling.negative_prompt: {base.source} ({family.title}) steers by a number that "
+            "it is told, not away from another prompt. Leave it empty."
+        )
+    size, multiple = sampling.size, family.size_multiple(base.components)
+    if size is not None and size % multiple:
+        raise ConfigError(
+            f"sampling.size {size} is not a multiple of {multiple}, as {base.source} needs it; "
+            f"{size // multiple * multiple or multiple} is."
+        )
+
+
 @contextlib.contextmanager
 def placed(base: BasePipeline, pipe: DiffusionPipeline, *, cpu_offload: bool) -> Iterator[None]:
     """Within the context the networks of `pipe` are where it needs them, if only in turns."""
@@ -118,6 +134,7 @@ def generate_latents(
     finished = []
     starts = range(0, len(prompts), sampling.batch_size)
     check_sampling(sampling, base.device)
+    check_pictures(sampling, base)
     with (
         evaluation_mode(base),
         base.mixed_precision(),

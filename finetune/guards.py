@@ -64,6 +64,10 @@ def memory_remedies(config: RunConfig, method: Method) -> list[str]:
     """Settings that would need less memory than `config`'s, those that cost nothing first."""
     training, prior = config.training, config.prior
     remedies = []
+    if not training.gradient_checkpointing:
+        remedies.append("training.gradient_checkpointing=true (the same result, slower)")
+    if not training.offload:
+        remedies.append("training.offload=true")
     half = "float16" if "float16" in (config.base.dtype, training.precision) else "bfloat16"
     if training.batch_size > training.gradient_accumulation_steps:
         remedies.append(
@@ -79,7 +83,13 @@ def memory_remedies(config: RunConfig, method: Method) -> list[str]:
         remedies.append(f"training.precision={half}")
     if prior.kind == "class_images":
         remedies.append("prior.kind=base_prediction")
+    if config.samples.every and not config.sampling.cpu_offload:
+        remedies.append("sampling.cpu_offload=true (with an accelerator)")
+    if training.ema_decay is not None:
+        remedies.append("training.ema_decay=null")
     if method.requirements().artifact_format == "pipeline":
+        if config.optimizer.name == "adamw":
+            remedies.append("optimizer.name=adafactor")
         remedies.append("method.kind=lora (a hundredth of the weights is trained)")
     size = config.data.size
     remedies.append(f"a data.size below {size}" if size else "a data.size below the base's")

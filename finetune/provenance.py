@@ -25,12 +25,19 @@ SAFE_CHANGES: dict[str, str] = {
     "training.gradient_accumulation_steps": "the same but for rounding",
     "training.checkpoint_every": "how much a crash may cost",
     "training.max_non_finite_steps": "when to give up",
+    "training.gradient_checkpointing": "memory against time",
+    "training.offload": "what rests in main memory",
+    "training.attention": "the same but for rounding",
+    "training.compile": "the same but for rounding",
     "prior.batch_size": "class pictures made at a time",
     "sampling": "how pictures are made",
     "samples": "pictures made while training",
     "tracking": "where figures go",
     "base.source": "the base has moved; its weights have to be the same",
+    "base.single_file_config": "the same configurations elsewhere",
     "data.photos": "the photos have moved; they have to be the same",
+    "data.more_photos": "the same",
+    "prior.photos": "the same",
 }
 """What `--allow-change` takes, with what it means."""
 
@@ -110,12 +117,15 @@ def fingerprints(base: BasePipeline, data: TrainingData) -> dict[str, Any]:
 def _photo_differences(
     before: Mapping[str, Any], now: Mapping[str, Any], names: list[str]
 ) -> Iterator[str]:
-    known = dict(zip(before["photos"], before["captions"], strict=True))
-    for name, content, caption in zip(names, now["photos"], now["captions"], strict=True):
-        if content not in known:
-            yield f"{name} is new or has changed"
-        elif known[content] != caption:
+    known = Counter(zip(before["photos"], before["captions"], strict=True))
+    contents = set(before["photos"])
+    for name, *pair in zip(names, now["photos"], now["captions"], strict=True):
+        if known[pair[0], pair[1]]:
+            known[pair[0], pair[1]] -= 1
+        elif pair[0] in contents:
             yield f"the caption of {name} has changed"
+        else:
+            yield f"{name} is new or has changed"
     missing = Counter(before["photos"]) - Counter(now["photos"])
     if missing:
         yield f"photos of the run that are gone or have changed: {missing.total()}"

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from data_prep.loader import TrainingData
 from finetune.base import BasePipeline
 from finetune.checkpoint import (
+    STATE,
     latest_checkpoint,
     load_checkpoint,
     remove_later,
@@ -20,9 +21,18 @@ from finetune.checkpoint import (
     without_prefix,
 )
 from finetune.errors import CheckpointError
+from finetune.files import read_json
 from finetune.method import Method
 from finetune.optim import ExponentialMovingAverage, load_optimizer_tensors, optimizer_tensors
 from finetune.provenance import check_fingerprints, fingerprints
+
+
+def check_resumable(folder: Path, base: BasePipeline, data: TrainingData) -> None:
+    """Raise `CheckpointError` if the newest whole checkpoint in `folder` is of other data or another base."""
+    checkpoint, _ = latest_checkpoint(folder)
+    if checkpoint is not None:
+        state = read_json(checkpoint / STATE)
+        check_fingerprints(state, fingerprints(base, data), data.instances.names, checkpoint)
 
 
 @dataclass

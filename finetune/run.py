@@ -19,7 +19,9 @@ import torch
 from tqdm import tqdm
 
 from data_prep.captions import fill_template
+from data_prep.config import DataConfig
 from data_prep.loader import TrainingData
+from data_prep.sources import read_records
 from finetune.artifact import save_artifact
 from finetune.base import BasePipeline, check_quantization
 from finetune.config import RunConfig, read_yaml, to_yaml
@@ -27,7 +29,7 @@ from finetune.errors import ArtifactError, CheckpointError, ConfigError
 from finetune.examples import build_data, picture_size, write_provenance
 from finetune.families.base import ModelFamily
 from finetune.files import LOCK, claimed, partial_of, write_text
-from finetune.generate import check_sampling, generate, labelled_grid
+from finetune.generate import check_pictures, check_sampling, generate, labelled_grid
 from finetune.guards import memory_advice, remarks_on_pictures
 from finetune.method import Method, why_unsupported
 from finetune.optim import check_optimizer
@@ -74,7 +76,10 @@ def check_settings(config: RunConfig, family: ModelFamily, method: Method) -> No
     """Raise `ConfigError` for what family, method, device or installed packages cannot do."""
     device, training = training_device(), config.training
     check_optimizer(config.optimizer.name)
-    check_speed(attention=training.attention, compile=training.compile, device=device)
+    is_half = {config.base.dtype, training.precision} != {"float32"}
+    check_speed(
+        attention=training.attention, compile=training.compile, device=device, is_half=is_half
+    )
     check_sampling(config.sampling, device)
     check_quantization(config.base)
     if config.base.quantization and method.requirements().artifact_format == "pipeline":
@@ -165,18 +170,23 @@ def _environment(base: BasePipeline) -> dict[str, object]:
     }
 
 
-def preflight(skeleton: BasePipeline, method: Method, config: RunConfig) -> None:
-    """Find mistakes in settings of method and photos on a base without weights (`skeleton_of`).
+def preflight(base: BasePipeline, method: Method, config: RunConfig) -> None:
+    """Find mistakes in settings that a run would meet minutes later; `base` may be without weights.
 
-    Raises `ConfigError` where a run would, minutes later.
+    Raises `ConfigError` or `DataError`.
     """
-    picture_size(skeleton, config)
+    check_settings(config, base.family, method)
+    size = picture_size(base, config)
+    own_size = config.sampling.size or size
+    check_pictures(config.sampling.model_copy(update={"size": own_size}), base)
     sample_prompts(method, config)
+    if config.prior.photos is not None:
+        read_records(DataConfig(photos=config.prior.photos), field="prior.photos")
     try:
-        with torch.device("meta"):
-            method.prepare(skeleton)
+        with base.device if base.device.type == "meta" else contextlib.nullcontext():
+            method.prepare(base)
     finally:
-        method.detach(skeleton)
+        method.detach(base)
 
 
 def sample_prompts(method: Method, config: RunConfig) -> list[str]:

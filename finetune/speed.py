@@ -25,9 +25,16 @@ KERNELS: dict[str, SDPBackend] = {
 _DEVICE_KERNELS: dict[str, tuple[str, ...]] = {"cuda": tuple(KERNELS), "cpu": ("flash", "math")}
 
 
-def check_speed(*, attention: AttentionName, compile: bool, device: torch.device) -> None:
-    """Raise `ConfigError` for what the device cannot do."""
+def check_speed(
+    *, attention: AttentionName, compile: bool, device: torch.device, is_half: bool
+) -> None:
+    """Raise `ConfigError` for what the device cannot do; `is_half`: attention in half precision."""
     known = _DEVICE_KERNELS.get(device.type, ("math",))
+    if attention in ("flash", "cudnn") and device.type == "cuda" and not is_half:
+        raise ConfigError(
+            f"training.attention: {attention} is a kernel for half precision. Set "
+            "training.precision=bfloat16, or attention to efficient."
+        )
     if attention not in ("auto", *known):
         raise ConfigError(
             f"training.attention: {attention} is no kernel of this machine's device ({device.type}), which "
@@ -84,5 +91,6 @@ def running(
         if compile:
             stack.enter_context(compiled(base))
         if attention != "auto":
-            stack.enter_context(sdpa_kernel(KERNELS[attention]))
+            # Plain attention for what a kernel cannot do: masks of text encoders, a float32 autoencoder.
+            stack.enter_context(sdpa_kernel([KERNELS[attention], SDPBackend.MATH]))
         yield

@@ -95,6 +95,13 @@ class LoRA(NetworkMethod):
         names = (name for name, _ in self.networks(base)[component].named_modules())
         return [name for name in names if name in targets or name.endswith(endings)]
 
+    def _check_targets(self, base: BasePipeline) -> None:
+        if not self._adapted(base):
+            raise ConfigError(
+                "method.target_modules is empty, so there is nothing to train. Name modules, or leave it out "
+                "for the family's own."
+            )
+
     def _check_patterns(self, base: BasePipeline) -> None:
         targeted = {name: self._targeted(base, name) for name in self._adapted(base)}
         for field in ("rank_pattern", "alpha_pattern"):
@@ -140,6 +147,7 @@ class LoRA(NetworkMethod):
     def prepare(self, base: BasePipeline) -> None:
         """Put adapters beside the target modules; they begin as no-ops (B = 0)."""
         base.forget_prompts()
+        self._check_targets(base)
         self._check_patterns(base)
         self._check_ranks(base)
         for component, module in self._adapted(base).items():

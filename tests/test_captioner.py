@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,22 @@ def test_what_is_no_captioner_is_refused(kind: str, tmp_path: Path, tiny_folder:
     with pytest.raises(ArtifactError, match=r"^data\.caption_model: ") as caught:
         load_captioner(str(place), device=torch.device("cpu"))
     assert str(place) in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["weights cut", "no table", "no network"])
+def test_a_damaged_captioner_is_refused(damage: str, blip: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "blip"
+    shutil.copytree(blip, folder)
+    if damage == "weights cut":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        values: Any = [1] if damage == "no table" else {"vision_config": {"hidden_size": "x"}}
+        config = json.loads((folder / "config.json").read_text())
+        new = values if damage == "no table" else {**config, **values}
+        (folder / "config.json").write_text(json.dumps(new))
+    with pytest.raises(ArtifactError, match=r"^data\.caption_model: "):
+        load_captioner(str(folder), device=torch.device("cpu"))
 
 
 def test_a_run_says_and_keeps_what_was_written_and_leaves_the_photos_alone(

@@ -41,7 +41,7 @@ FENCES: dict[str, tuple[str, ...]] = {
         "finetune/dual_encoder.py",
     ),
     "peft": ("methods/", "finetune/artifact.py"),
-    "accelerate": ("finetune/train.py", "finetune/checkpoint.py", "finetune/tracking.py"),
+    "accelerate": ("finetune/train.py", "finetune/tracking.py"),
     "datasets": ("data_prep/sources.py",),
     "filelock": ("finetune/files.py",),
     "imagehash": ("data_prep/duplicates.py",),

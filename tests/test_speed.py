@@ -156,17 +156,19 @@ def denoised(base: Any, latents: torch.Tensor) -> torch.Tensor:
 
 def test_what_a_device_cannot_do_is_refused() -> None:
     cpu = torch.device("cpu")
-    check_speed(attention="math", compile=False, device=cpu)
+    check_speed(attention="math", compile=False, device=cpu, is_half=False)
     with pytest.raises(ConfigError, match=r"cudnn is no kernel of .*cpu.*flash and math"):
-        check_speed(attention="cudnn", compile=False, device=cpu)
-    check_speed(attention="cudnn", compile=True, device=torch.device("cuda"))
+        check_speed(attention="cudnn", compile=False, device=cpu, is_half=True)
+    check_speed(attention="cudnn", compile=True, device=torch.device("cuda"), is_half=True)
+    with pytest.raises(ConfigError, match="flash is a kernel for half precision"):
+        check_speed(attention="flash", compile=False, device=torch.device("cuda"), is_half=False)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"training\.compile: .* C\+\+ compiler"):
-        check_speed(attention="auto", compile=True, device=torch.device("cpu"))
+        check_speed(attention="auto", compile=True, device=torch.device("cpu"), is_half=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has what is refused here")

@@ -125,6 +125,8 @@ class ModelFamily(ABC):
     """Networks that a base may lack, or that may be left out."""
     repeated_blocks: tuple[str, ...]
     """Classes of the denoiser's blocks that regional compilation compiles, once for all of a kind."""
+    takes_negative_prompts: bool = True
+    """Whether its pipeline is guided away from a prompt."""
     flow_matching: bool = False
     """Whether its noise process is rectified flow, sampled by steps of its own scheduler."""
     foreign_names: ForeignNames | None = None
@@ -140,9 +142,10 @@ class ModelFamily(ABC):
                 names.append(self.denoiser_name if role == "denoiser" else role)
         return tuple(names)
 
-    def is_quantized(self, component: str) -> bool:
-        """Whether `base.quantization` rounds a component: the denoiser and the T5, which are large."""
-        return component in (self.denoiser_name, self.t5_name)
+    @property
+    def large_components(self) -> tuple[str, ...]:
+        """Those that `base.quantization` rounds: the denoiser and the T5; the others are small."""
+        return tuple(filter(None, (self.denoiser_name, self.t5_name)))
 
     @abstractmethod
     def matches(self, model_index: dict[str, object]) -> bool:

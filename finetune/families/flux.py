@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from data_prep.batch import Batch, Moments
 from finetune.diffusion import RectifiedFlow
-from finetune.errors import ArtifactError, ConfigError
+from finetune.errors import ArtifactError
 from finetune.families.base import Components, Conditioning, ModelFamily, Reading
 from finetune.families.parts import (
     CLIP_ATTENTION,
@@ -86,6 +86,7 @@ class Flux(ModelFamily):
         "dreambooth"
     )
     flow_matching = True
+    takes_negative_prompts = False
 
     def matches(self, model_index: dict[str, object]) -> bool:
         """True for `FluxPipeline` checkpoints."""
@@ -102,7 +103,7 @@ class Flux(ModelFamily):
             "text_encoder_2": T5EncoderModel,
             "transformer": FluxTransformer2DModel,
         }
-        networks = read_networks(source, classes, reading)
+        networks = read_networks(source, classes, reading, large=self.large_components)
         components = Components(
             tokenizers={
                 "tokenizer": CLIPTokenizer.from_pretrained(source / "tokenizer"),
@@ -192,12 +193,7 @@ class Flux(ModelFamily):
         guidance_scale: float,
         generators: Sequence[torch.Generator],
     ) -> Float[Tensor, "batch channels height width"]:
-        """One call of the pipeline; guidance is what the transformer is told. No negative prompts."""
-        if negative_prompt:
-            raise ConfigError(
-                "sampling.negative_prompt: FLUX steers by a number that it is told, not away from another "
-                "prompt. Leave it empty."
-            )
+        """One call of the pipeline; guidance is what the transformer is told. Knows no negative prompts."""
         packed: Tensor = pipe(
             prompt=list(prompts),
             num_inference_steps=num_steps,

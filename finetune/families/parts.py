@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel, T5EncoderModel
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data_prep.batch import Moments
@@ -32,9 +32,9 @@ CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def read_networks(
-    source: Path, classes: Mapping[str, Any], reading: Reading
+    source: Path, classes: Mapping[str, Any], reading: Reading, *, large: Collection[str] = ()
 ) -> dict[str, nn.Module]:
-    """Networks of a diffusers folder by name, from safetensors only."""
+    """Networks of a diffusers folder by name, from safetensors only; those in `large` may be quantised."""
     networks = {}
     transformers_logging.disable_progress_bar()  # for a second's work
     with warnings.catch_warnings():
@@ -42,7 +42,9 @@ def read_networks(
         for name, network_class in classes.items():
             folder = source / name
             if reading.weights:
-                networks[name] = _read_network(folder, network_class, reading)
+                networks[name] = _read_network(
+                    folder, network_class, reading, is_large=name in large
+                )
             else:
                 networks[name] = _shapes_of(folder, network_class, reading.dtype)
     return networks
@@ -83,12 +85,12 @@ def check_configurations(folder: Path) -> None:
             raise ArtifactError(f"{path} holds the number {largest:g}, which no network has.")
 
 
-def _read_network(folder: Path, network_class: Any, reading: Reading) -> nn.Module:
+def _read_network(
+    folder: Path, network_class: Any, reading: Reading, *, is_large: bool
+) -> nn.Module:
     is_transformers = issubclass(network_class, PreTrainedModel)
     options: dict[str, Any] = {"dtype" if is_transformers else "torch_dtype": reading.dtype}
-    # The autoencoder and the CLIP encoders are small.
-    large = network_class is T5EncoderModel if is_transformers else network_class != AutoencoderKL
-    if reading.quantization is not None and large:
+    if reading.quantization is not None and is_large:
         chosen: Any = transformers if is_transformers else diffusers
         options["quantization_config"] = chosen.BitsAndBytesConfig(
             load_in_8bit=reading.quantization == "int8",

@@ -91,7 +91,7 @@ class StableDiffusion(ModelFamily):
             "text_encoder": CLIPTextModel,
             "unet": UNet2DConditionModel,
         }
-        networks = read_networks(source, classes, reading)
+        networks = read_networks(source, classes, reading, large=self.large_components)
         components = Components(
             tokenizers={"tokenizer": CLIPTokenizer.from_pretrained(source / "tokenizer")},
             text_encoders={"text_encoder": networks["text_encoder"]},

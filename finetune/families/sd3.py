@@ -85,7 +85,7 @@ class StableDiffusion3(ModelFamily):
         if "text_encoder_3" not in without and (index.get("text_encoder_3") or [None])[0]:
             classes["text_encoder_3"] = T5EncoderModel
             tokenizers["tokenizer_3"] = T5TokenizerFast
-        networks = read_networks(source, classes, reading)
+        networks = read_networks(source, classes, reading, large=self.large_components)
         components = Components(
             tokenizers={n: kind.from_pretrained(source / n) for n, kind in tokenizers.items()},
             text_encoders={name: networks[name] for name in classes if name != "transformer"},

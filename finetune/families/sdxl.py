@@ -98,7 +98,7 @@ class StableDiffusionXL(ModelFamily):
             "text_encoder_2": CLIPTextModelWithProjection,
             "unet": UNet2DConditionModel,
         }
-        networks = read_networks(source, classes, reading)
+        networks = read_networks(source, classes, reading, large=self.large_components)
         encoders = self.trainable_text_encoders
         components = Components(
             tokenizers={n: CLIPTokenizer.from_pretrained(source / n) for n in encoders.values()},

@@ -201,6 +201,7 @@ def test_own_photos_of_the_class_are_taken_whole_and_as_they_are(tmp_path: Path)
     folder.mkdir()
     Image.fromarray(pixels).save(folder / "wide.png")
     Image.fromarray(pixels[:, :8]).save(folder / "square.png")
+    (folder / "wide.txt").write_text("{class} and {nothing}")  # captions are not asked for
     # Nothing that is asked for the subject's photos is done to these.
     data = DataConfig(photos="p", flip_probability=1, crop="random", color_jitter=0.5, buckets=True)
     pictures = own_pictures(
