@@ -157,6 +157,7 @@ def train(
         RunFolder,
         check_family,
         check_folder,
+        check_settings,
         preflight,
         prepare_folder,
         prepare_training,
@@ -201,6 +202,7 @@ def train(
             return
     family = recognise_base(run.base)
     check_family(method, family, source=run.base.source, kind=run.method.kind)
+    check_settings(run, family, method)
     skeleton = skeleton_of(run.base)
     preflight(skeleton, method, run)
     if dry_run:

@@ -83,7 +83,7 @@ def check_pictures(sampling: SamplingConfig, base: BasePipeline) -> None:
     family = base.family
     if sampling.negative_prompt and not family.takes_negative_prompts:
         raise ConfigError(
-            f"sampling.negative_prompt: {base.source} ({family.title}) steers by a number that "
+            f"sampling.negative_prompt: {family.title} steers by a number that "
             "it is told, not away from another prompt. Leave it empty."
         )
     size, multiple = sampling.size, family.size_multiple(base.components)

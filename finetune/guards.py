@@ -65,7 +65,7 @@ def memory_remedies(config: RunConfig, method: Method) -> list[str]:
     training, prior = config.training, config.prior
     remedies = []
     if not training.gradient_checkpointing:
-        remedies.append("training.gradient_checkpointing=true (the same result, slower)")
+        remedies.append("training.gradient_checkpointing=true (the same result)")
     if not training.offload:
         remedies.append("training.offload=true")
     half = "float16" if "float16" in (config.base.dtype, training.precision) else "bfloat16"

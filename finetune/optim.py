@@ -80,9 +80,7 @@ def build_adamw(
 ) -> torch.optim.AdamW:
     """AdamW over parameter groups that carry their own `lr` and `weight_decay`."""
     prepared = [{**group, "initial_lr": group["lr"]} for group in groups]
-    devices = {parameter.device.type for group in prepared for parameter in group["params"]}
-    fused = devices <= {"cpu", "cuda"}  # one pass over memory instead of ten
-    return torch.optim.AdamW(prepared, betas=betas, eps=eps, fused=fused)
+    return torch.optim.AdamW(prepared, betas=betas, eps=eps)
 
 
 def build_optimizer(

@@ -133,12 +133,15 @@ def test_samples_that_cannot_be_written_stop_nothing(
             "dreambooth",
             {"training": {"batch_size": 4}, "samples": {"every": 9}},
             [
+                "training.gradient_checkpointing=true",
                 "training.gradient_accumulation_steps=4",
                 "prior.batch_size=1",
                 "sampling.batch_size=1",
                 "base.dtype=bfloat16",
                 "training.precision=bfloat16",
                 "prior.kind=base_prediction",
+                "sampling.cpu_offload=true",
+                "optimizer.name=adafactor",
                 "method.kind=lora",
                 "a data.size below 16",
             ],
@@ -146,10 +149,20 @@ def test_samples_that_cannot_be_written_stop_nothing(
         (
             "textual_inversion",
             {
-                "training": {"batch_size": 1, "precision": "bfloat16"},
+                "training": {
+                    "batch_size": 1,
+                    "precision": "bfloat16",
+                    "offload": False,
+                    "ema_decay": 0.9,
+                },
                 "base": {"dtype": "bfloat16"},
             },
-            ["a data.size below 16"],
+            [
+                "training.gradient_checkpointing=true",
+                "training.offload=true",
+                "training.ema_decay=null",
+                "a data.size below 16",
+            ],
         ),
     ],
 )

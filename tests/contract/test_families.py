@@ -634,7 +634,7 @@ def test_sizes_that_cannot_be_cut_into_patches_are_refused(
 def test_flux_takes_no_negative_prompt(family_folders: Any) -> None:
     base = load_base(BaseConfig(source=str(family_folders("flux"))))
     sampling = SAMPLING.model_copy(update={"negative_prompt": "ugly"})
-    with pytest.raises(ConfigError, match=r"sampling\.negative_prompt: FLUX steers by a number"):
+    with pytest.raises(ConfigError, match=r"sampling\.negative_prompt: FLUX.1 steers by a number"):
         generate_latents(base, ["a dog"], [0], sampling)
 
 
