@@ -1,4 +1,4 @@
-"""Mutated pictures, safetensors, YAML and metadata.jsonl: is there any crash but our own clear errors?
+"""Mutated pictures, safetensors, YAML, JSON and checkpoints: is there any crash but our own clear errors?
 
     python benchmarks/fuzz.py --inputs 24000
 
@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ from data_prep.kinds import open_picture
 from data_prep.sources import Record, read_records
 from data_prep.transforms import crop_square
 from finetune.artifact import Artifact, read_artifact, read_state
+from finetune.base import BaseConfig, recognise_base
+from finetune.checkpoint import MANIFEST, MARKER, STATE, TENSORS, load_checkpoint, save_checkpoint
 from finetune.config import build_run_config, read_yaml
 from methods import load_method
 
@@ -181,6 +184,53 @@ def _run_tensors(content: bytes, folder: Path) -> None:
     read_state(folder, artifact, None)
 
 
+def _notes() -> list[bytes]:
+    note = Artifact(
+        format="lora",
+        method={"kind": "lora", "rank": 4},
+        class_noun="dog",
+        subject="sks dog",
+        base={"source": "clay"},
+        base_fingerprint="0" * 32,
+        components=("unet",),
+        size=64,
+    )
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    }
+    return [json.dumps(asdict(note)).encode(), json.dumps(index).encode()]
+
+
+def _run_note(content: bytes, folder: Path) -> None:
+    for name in ("artifact.json", "model_index.json"):
+        (folder / name).write_bytes(content)
+    with contextlib.suppress(UserError):
+        recognise_base(BaseConfig(source=str(folder)))
+    read_artifact(folder)
+
+
+_PARTS = (TENSORS, STATE, MANIFEST, MARKER)
+
+
+def _checkpoint_files() -> list[bytes]:
+    """The files of a checkpoint, each with its number in front."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = save_checkpoint(Path(folder), 1, {"a": torch.ones(40)}, {"x": 1})
+        return [bytes([i]) + (written / name).read_bytes() for i, name in enumerate(_PARTS)]
+
+
+def _run_checkpoint(content: bytes, folder: Path) -> None:
+    """Damages one file, by its number; only what was written may be read."""
+    checkpoint = save_checkpoint(folder / "checkpoints", 1, {"a": torch.ones(40)}, {"x": 1})
+    path = checkpoint / _PARTS[(content or b"\0")[0] % len(_PARTS)]
+    whole = path.read_bytes() == content[1:]
+    path.write_bytes(content[1:])
+    tensors, state = load_checkpoint(checkpoint)
+    if not whole or not torch.equal(tensors["a"], torch.ones(40)) or state["x"] != 1:
+        raise RuntimeError("a damaged checkpoint was read")
+
+
 def _run_yaml(content: bytes, folder: Path) -> None:
     path = folder / "run.yaml"
     path.write_bytes(content)
@@ -202,6 +252,8 @@ TARGETS: dict[str, Target] = {
     "safetensors": (_tensor_files, _run_tensors, True),
     "yaml": (_configs, _run_yaml, True),
     "metadata.jsonl": (_metadata, _run_metadata, True),
+    "notes": (_notes, _run_note, True),
+    "checkpoint": (_checkpoint_files, _run_checkpoint, True),
 }
 """Name -> good files, what is done with one, and whether pieces of text are put in."""
 

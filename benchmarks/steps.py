@@ -22,15 +22,15 @@ import torch
 import torch.nn.functional as F
 
 from data_prep.cache import TensorCache
-from data_prep.decode import decode_all
+from data_prep.decode import decode_each
 from data_prep.sources import read_records
 from data_prep.transforms import crop_square, to_pixel_values
 from finetune.base import BaseConfig, BasePipeline, load_base
 from finetune.config import apply_overrides, build_run_config, read_yaml
+from finetune.examples import build_data
 from finetune.generate import SamplingConfig, generate, generate_latents
 from finetune.loss import Objective
 from finetune.optim import build_adamw
-from finetune.run import build_data
 from methods import load_method
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "clay"
@@ -151,7 +151,7 @@ def bench_methods(base: BasePipeline, steps: int, rounds: int) -> list[dict[str,
             config = run_config(kind, [*changes, f"training.batch_size={batch_size}"])
             method = load_method(kind)(config.method)
             data = build_data(base, method, config)
-            photos = decode_all(read_records(config.data))
+            photos = decode_each(read_records(config.data))
             pixels = torch.stack([to_pixel_values(crop_square(p.image, 128)[0]) for p in photos])
             latents = data.class_moments.mean[:8] if data.class_moments else None
             class_pixels = pixels if latents is None else base.decode_latents(latents)

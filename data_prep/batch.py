@@ -52,6 +52,8 @@ class Batch:
     """Height and width of each picture's file before resizing."""
     crop_top_left_yx: list[tuple[int, int]]
     """Where the crop begins in the resized picture."""
+    weights: Float[Tensor, "batch 1 height width"] | None = None
+    """Weight of each place in its example's loss, of mean 1; None where all are alike."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -66,6 +68,7 @@ class Batch:
             self.step,
             [self.original_size_hw[row] for row in rows],
             [self.crop_top_left_yx[row] for row in rows],
+            None if self.weights is None else self.weights[rows],
         )
 
     def roles(self) -> list[Role]:

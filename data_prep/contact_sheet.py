@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 DOUBTFUL, REFUSED = (240, 160, 0), (210, 0, 0)
 """Colours of marks."""
@@ -19,6 +19,8 @@ class Cell:
     crop: Image.Image | None
     """None if the file was refused."""
     doubtful: bool
+    caption: str = ""
+    """Written below; characters for which there is no font are boxes."""
 
 
 def cell_size(num_photos: int) -> int:
@@ -33,21 +35,43 @@ def _number(draw: ImageDraw.ImageDraw, left: int, top: int, number: int, cell: i
     draw.text((left + 3, top + 2), str(number), fill="white", font=font)
 
 
+_LINES, _LINE = 3, 14
+"""How many lines of a caption there is room for, and their height in pixels."""
+
+
+def _caption(draw: ImageDraw.ImageDraw, left: int, top: int, text: str, room: int) -> None:
+    font = ImageFont.load_default(11)
+    words, lines = text.split(), [""]
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font=font) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    for number, line in enumerate(lines[:_LINES]):
+        cut = number == _LINES - 1 < len(lines) - 1
+        draw.text((left, top + number * _LINE), line + " …" * cut, fill="black", font=font)
+
+
 def contact_sheet(cells: list[Cell], *, cell: int, columns: int | None = None) -> Image.Image:
-    """Cells of `cell` × `cell` px in rows; five `columns`, more where there are many pictures."""
+    """Cells of `cell` × `cell` px in rows; five `columns`, more where there are many pictures.
+
+    Where there are captions, each row is followed by three lines for them.
+    """
     columns = columns or max(5, round((len(cells) * 1.5) ** 0.5))
     columns = min(columns, max(1, len(cells)))
     rows = max(1, -(-len(cells) // columns))
-    sheet = Image.new("RGB", (columns * cell, rows * cell), "white")
+    pitch = cell + (_LINES * _LINE + 4 if any(content.caption for content in cells) else 0)
+    sheet = Image.new("RGB", (columns * cell, rows * pitch), "white")
     draw = ImageDraw.Draw(sheet)
     thickness = max(2, cell // 32)
     for index, content in enumerate(cells):
         row, column = divmod(index, columns)
-        left, top = column * cell, row * cell
+        left, top = column * cell, row * pitch
         corners = (left, top, left + cell - 1, top + cell - 1)
         if content.crop is not None:
-            crop = content.crop.resize((cell, cell), Image.Resampling.LANCZOS)
-            sheet.paste(crop, (left, top))
+            padded = ImageOps.pad(content.crop, (cell, cell), Image.Resampling.LANCZOS, "white")
+            sheet.paste(padded, (left, top))
         else:
             draw.rectangle(corners, fill=(225, 225, 225))
             draw.line(corners, fill=REFUSED, width=thickness)
@@ -56,4 +80,5 @@ def contact_sheet(cells: list[Cell], *, cell: int, columns: int | None = None) -
             mark = REFUSED if content.crop is None else DOUBTFUL
             draw.rectangle(corners, outline=mark, width=thickness)
         _number(draw, left, top, content.number, cell)
+        _caption(draw, left + 3, top + cell + 1, content.caption, cell - 16)
     return sheet

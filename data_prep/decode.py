@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -18,6 +18,7 @@ from PIL import Image
 from data_prep.color import fit_transparent_color, is_deep, to_rgb
 from data_prep.errors import DataError
 from data_prep.kinds import ALL_SUFFIXES, MEND, SUFFIXES, Unreadable
+from data_prep.masks import fitted_mask
 from data_prep.sources import Record
 
 MAX_PIXELS = 100_000_000
@@ -52,6 +53,12 @@ class Photo:
     """What had to be done to it, for the inspection."""
     alpha: Image.Image | None = None
     """Opacity (mode L, 255 opaque) of a picture that was transparent, of the same size."""
+    mask: Image.Image | None = None
+    """Where the subject is (mode L, 255 subject): from a mask file, else the opacity."""
+    prompt: str | None = None
+    """Caption of its folder, for a photo that has none of its own; None for that of the configuration."""
+    repeats: int = 1
+    """How often it comes in an epoch."""
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -166,7 +173,13 @@ def decode_quietly(record: Record, *, background: str) -> Photo:
         ) from error
     # Camera, place, comments and profiles would be written into every picture made from this one.
     rgb.info = {}
-    return Photo(record.name, rgb, record.caption, tuple(notes), alpha)
+    mask = alpha
+    if record.mask is not None:
+        drawn = decode_quietly(record.mask, background="black")
+        mask = fitted_mask(drawn.image, drawn.alpha, rgb.size, record.name)
+    return Photo(
+        record.name, rgb, record.caption, tuple(notes), alpha, mask, record.prompt, record.repeats
+    )
 
 
 def decode(record: Record, *, background: str = "white") -> Photo:
@@ -178,14 +191,18 @@ def decode(record: Record, *, background: str = "white") -> Photo:
         return decode_quietly(record, background=background)
 
 
-def decode_all(records: list[Record], *, background: str = "white") -> list[Photo]:
-    """Every picture. Raises one `DataError` that names all that cannot be read."""
-    photos, problems = [], []
+def decode_each(records: Iterable[Record], *, background: str = "white") -> Iterator[Photo]:
+    """Every picture in turn, so that one at a time is in memory.
+
+    Raises, at the end, one `DataError` that names all that cannot be read.
+    """
+    problems = []
     for record in records:
         try:
-            photos.append(decode(record, background=background))
+            photo = decode(record, background=background)
         except DataError as error:
             problems.append(str(error))
+        else:
+            yield photo
     if problems:
         raise DataError("\n".join(problems))
-    return photos

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from data_prep.config import DataConfig
@@ -30,8 +30,9 @@ from data_prep.findings import (
     remarks_on,
     traits_of,
 )
+from data_prep.framing import frames_of
 from data_prep.sources import Record, ignored_files, read_records
-from data_prep.transforms import crop_square
+from data_prep.transforms import crop_to
 
 ALONE_PIXELS = 16_000_000
 """Pictures with more pixels are decoded one at a time: each may need most of a GiB."""
@@ -151,7 +152,9 @@ def _examine(record: Record, config: DataConfig, size: int, cell: int) -> Checku
         photo = decode_quietly(record, background=config.background)
     except DataError as error:
         return Checkup(record.name, None, (), str(error), record.caption, (), None, None)
-    crop, corner = crop_square(photo.image, size)
+    frames = frames_of(photo, config, size)
+    frame = frames[len(frames) // 2]  # of random ones the middle
+    crop, corner = crop_to(photo.image, frame.size_hw, share=frame.share)
     small = photo.image.resize((_SMALL, _SMALL), Image.Resampling.BOX, reducing_gap=2.0)
     return Checkup(
         record.name,
@@ -160,7 +163,7 @@ def _examine(record: Record, config: DataConfig, size: int, cell: int) -> Checku
         None,
         photo.caption,
         remarks_on(photo, crop, corner, size),
-        crop.resize((cell, cell), Image.Resampling.LANCZOS),
+        ImageOps.contain(crop, (cell, cell), Image.Resampling.LANCZOS),
         traits_of(small),
     )
 

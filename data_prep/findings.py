@@ -23,7 +23,7 @@ from data_prep.measures import (
     subject_from_mask,
     to_lab,
 )
-from data_prep.transforms import crop_square
+from data_prep.transforms import crop_square, resized_wh
 
 MAX_BLUR = 0.55
 """Sharp photos stay below 0.45 at 512 px, a Gaussian blur of 3 px gives 0.56 and more."""
@@ -104,8 +104,8 @@ def _subject_remarks(subject: Subject, *, edges: tuple[str, ...], hedge: str) ->
 
 
 def _subject(photo: Photo, crop: Image.Image, corner: tuple[int, int]) -> list[Remark]:
-    """From the alpha channel if there is one, else by colour if the backdrop is very plain."""
-    if photo.alpha is None:
+    """From the mask if there is one, else by colour if the backdrop is very plain."""
+    if photo.mask is None:
         lab = to_lab(crop)
         backdrop = backdrop_of(lab)
         if backdrop.plainness < VERY_PLAIN:
@@ -114,9 +114,8 @@ def _subject(photo: Photo, crop: Image.Image, corner: tuple[int, int]) -> list[R
         return _subject_remarks(
             subject, edges=("left", "right", "top"), hedge="what differs from the backdrop"
         )
-    scale = crop.width / min(photo.alpha.size)
-    size = tuple(max(crop.width, round(side * scale)) for side in photo.alpha.size)
-    whole = np.asarray(photo.alpha.resize((size[0], size[1]), Image.Resampling.BOX)) / 255
+    size = resized_wh(photo.mask.size, (crop.height, crop.width))
+    whole = np.asarray(photo.mask.resize(size, Image.Resampling.BOX)) / 255
     top, left = corner
     kept = whole[top : top + crop.height, left : left + crop.width]
     remarks = _subject_remarks(

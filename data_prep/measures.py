@@ -126,6 +126,19 @@ def backdrop_of(lab: Lab) -> Backdrop:
     return Backdrop(median.astype(np.float32), float(near.mean()), quantiles)
 
 
+def standing_out(lab: Lab) -> Float[np.ndarray, "64 64"]:
+    """How far each pixel's colour is from the nearest fifth of the colours in the outer ring.
+
+    In Lab units, less the 10 that are taken for grain and texture; 0 where the ring has the colour in
+    plenty. A subject of the backdrop's colours is missed.
+    """
+    ring = lab[_ring()][::4]
+    distances = np.linalg.norm(lab.reshape(-1, 1, 3) - ring, axis=2)
+    fifth = np.partition(distances, len(ring) // 5, axis=1)[:, len(ring) // 5]
+    away: Float[np.ndarray, "64 64"] = np.maximum(fifth - 10.0, 0).reshape(lab.shape[:2])
+    return away
+
+
 @dataclass(frozen=True)
 class Subject:
     """Where a picture's subject is."""

@@ -9,15 +9,16 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from data_prep.config import DataConfig
+from data_prep.config import MAX_REPEATS, DataConfig, PhotoSource
 from data_prep.errors import DataError, did_you_mean
 from data_prep.kinds import ALL_SUFFIXES, Unreadable, open_picture
+from data_prep.masks import MASK_FOLDER, masks_beside
 
 MAX_TEXT_BYTES = 100_000_000
 """Of a metadata.jsonl or a caption file; larger ones are refused unread."""
@@ -33,6 +34,12 @@ class Record:
     """Opens the picture, undecoded; may raise what Pillow raises."""
     caption: str | None
     """Its own caption, which may hold `{subject}`."""
+    mask: Record | None = None
+    """The picture of its mask."""
+    prompt: str | None = None
+    """Caption of its folder, for want of its own."""
+    repeats: int = 1
+    """How often it comes in an epoch."""
 
 
 _JOINERS = "\u200c\u200d"
@@ -92,8 +99,28 @@ def _caption(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
+def _repeats(row: dict[str, Any], where: str) -> int:
+    value = row.get("repeats", 1)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_REPEATS:
+        raise DataError(f"{where}: repeats is {value!r}; give a number from 1 to {MAX_REPEATS}.")
+    return value
+
+
+def _with_masks(records: dict[Path, Record], folder: Path) -> list[Record]:
+    """The records, each with its mask from a folder beside its picture."""
+    masks = masks_beside(list(records), ALL_SUFFIXES)
+    return [
+        replace(
+            record, mask=Record(f"the mask of {record.name}", _opener(masks[path], folder), None)
+        )
+        if path in masks
+        else record
+        for path, record in records.items()
+    ]
+
+
 def _from_metadata(folder: Path, config: DataConfig) -> list[Record]:
-    records = []
+    records: dict[Path, Record] = {}
     path = folder / "metadata.jsonl"
     # Not splitlines: a caption may hold U+2028 and its like.
     for number, line in enumerate(_read_text(path).split("\n"), 1):
@@ -125,8 +152,13 @@ def _from_metadata(folder: Path, config: DataConfig) -> list[Record]:
                     f"It has {', '.join(row)}.{did_you_mean(config.caption_column, row)}"
                 )
             caption = _caption(row[config.caption_column])
-        records.append(Record(shown, _opener(picture, folder), caption))
-    return records
+        repeats = _repeats(row, f"{path}, line {number}")
+        if picture in records:
+            raise DataError(
+                f"{path}, line {number}: {shown} is listed twice. Give it once, with a key repeats."
+            )
+        records[picture] = Record(shown, _opener(picture, folder), caption, repeats=repeats)
+    return _with_masks(records, folder)
 
 
 def _why_ignored(path: Path) -> str | None:
@@ -148,25 +180,32 @@ def _from_folder(folder: Path, config: DataConfig) -> list[Record]:
     if (folder / "metadata.jsonl").is_file():
         return _from_metadata(folder, config)
     pictures = sorted(path for path in folder.iterdir() if _why_ignored(path) is None)
-    return [
-        Record(printable(path.name), _opener(path, folder), _sidecar(path)) for path in pictures
-    ]
+    records = {
+        path: Record(printable(path.name), _opener(path, folder), _sidecar(path))
+        for path in pictures
+    }
+    return _with_masks(records, folder)
+
+
+def _ignored_in(folder: Path) -> list[str]:
+    if not folder.is_dir() or _looks_like_a_dataset(folder):
+        return []
+    if (folder / "metadata.jsonl").is_file():
+        return []
+    paths = list(folder.iterdir())
+    used = {path.with_suffix(".txt") for path in paths if _why_ignored(path) is None}
+    used.add(folder / MASK_FOLDER)
+    return [reason for path in paths if path not in used and (reason := _why_ignored(path))]
 
 
 def ignored_files(config: DataConfig) -> dict[str, int]:
-    """How many files of a plain folder are passed over, by reason; empty for other sources.
+    """How many files of plain folders are passed over, by reason; none of other sources.
 
-    Captions count as used. With a metadata.jsonl only what it names is looked at.
+    Captions and masks count as used. With a metadata.jsonl only what it names is looked at.
     """
-    folder = Path(config.photos).expanduser()
-    if not folder.is_dir() or _looks_like_a_dataset(folder):
-        return {}
-    if (folder / "metadata.jsonl").is_file():
-        return {}
-    paths = list(folder.iterdir())
-    captioned = {path.with_suffix(".txt") for path in paths if _why_ignored(path) is None}
-    reasons = (_why_ignored(path) for path in paths if path not in captioned)
-    return dict(sorted(Counter(reason for reason in reasons if reason is not None).items()))
+    paths = [config.photos, *(source.path for source in config.more_photos)]
+    reasons = (reason for path in paths for reason in _ignored_in(Path(path).expanduser()))
+    return dict(sorted(Counter(reasons).items()))
 
 
 def _is_saved(folder: Path) -> bool:
@@ -191,7 +230,7 @@ def _row_opener(rows: Any, index: int, column: str) -> Callable[[], Image.Image]
     return opened
 
 
-def _from_dataset(source: str, config: DataConfig) -> list[Record]:
+def _from_dataset(source: str, config: DataConfig, field: str) -> list[Record]:
     import datasets
 
     try:
@@ -200,7 +239,7 @@ def _from_dataset(source: str, config: DataConfig) -> list[Record]:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"data.photos: '{source}' is no folder here and could not be read as a dataset: {reason}"
+            f"{field}: '{source}' is no folder here and could not be read as a dataset: {reason}"
         ) from error
     rows = loaded["train"] if isinstance(loaded, dict) and "train" in loaded else loaded
     if isinstance(rows, dict):
@@ -226,23 +265,36 @@ def _from_dataset(source: str, config: DataConfig) -> list[Record]:
     ]
 
 
-def read_records(config: DataConfig) -> list[Record]:
-    """Every picture that `config.photos` names, in a fixed order.
-
-    Raises `DataError` if there is no such folder or dataset, or it holds no pictures.
-    """
-    folder = Path(config.photos).expanduser()
+def _read_source(source: str, config: DataConfig, field: str) -> list[Record]:
+    folder = Path(source).expanduser()
     if folder.is_file():
-        raise DataError(f"data.photos: {folder} is a file. Give the folder that holds the photos.")
-    is_hub_id = config.photos.count("/") == 1 and not config.photos.startswith((".", "/", "~"))
+        raise DataError(f"{field}: {folder} is a file. Give the folder that holds the photos.")
+    is_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
     if folder.is_dir() and not _looks_like_a_dataset(folder):
         records = _from_folder(folder, config)
     elif folder.is_dir() or is_hub_id:
-        records = _from_dataset(str(folder) if folder.is_dir() else config.photos, config)
+        records = _from_dataset(str(folder) if folder.is_dir() else source, config, field)
     else:
-        raise DataError(f"data.photos: there is no folder '{config.photos}'.")
+        raise DataError(f"{field}: there is no folder '{source}'.")
     if not records:
         raise DataError(
-            f"data.photos: {config.photos} holds no pictures. Known kinds: {', '.join(ALL_SUFFIXES)}."
+            f"{field}: {source} holds no pictures. Known kinds: {', '.join(ALL_SUFFIXES)}."
         )
+    return records
+
+
+def read_records(config: DataConfig, *, field: str = "data.photos") -> list[Record]:
+    """Every picture that `config.photos` and `config.more_photos` name, in a fixed order.
+
+    Raises `DataError`, which calls `config.photos` by the name `field`, if there is no such folder or
+    dataset, or one holds no pictures.
+    """
+    sources = [PhotoSource(path=config.photos, repeats=config.repeats), *config.more_photos]
+    records = []
+    for number, source in enumerate(sources):
+        named = f"data.more_photos.{number - 1}.path" if number else field
+        for record in _read_source(source.path, config, named):
+            name = f"{source.path}/{record.name}" if len(sources) > 1 else record.name
+            repeats = source.repeats * record.repeats
+            records.append(replace(record, name=name, prompt=source.prompt, repeats=repeats))
     return records

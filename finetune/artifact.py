@@ -6,17 +6,18 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune import __version__
-from finetune.base import BasePipeline
-from finetune.checkpoint import atomic_folder
+from finetune.base import MAX_SIZE, BasePipeline
 from finetune.config import RunConfig
 from finetune.errors import ArtifactError
+from finetune.files import atomic_folder, read_json
 from finetune.method import ArtifactFormat, Method
 
 NOTE = "artifact.json"
@@ -32,8 +33,11 @@ TEXT_PREFIX = "text_model."
 def names_module(ending: str, module: str) -> bool:
     """Whether a key of a LoRA's rank or alpha pattern, an ending or regular expression, names `module`.
 
-    PEFT's rule (`peft.utils.other.get_pattern_key`). Raises `re.error` for what is no expression.
+    PEFT's rule (`peft.utils.other.get_pattern_key`). Raises `re.error` for what is no expression, or one
+    that could take hours: patterns come with files of strangers.
     """
+    if len(ending) > 200 or re.search(r"\)[*+?{]", ending) or len(re.findall(r"[*+{]", ending)) > 2:
+        raise re.error("it is too long, repeats a group or repeats more than twice")
     return re.match(rf"(.*\.)?({ending})$", module) is not None
 
 
@@ -52,7 +56,7 @@ class Artifact:
     base_fingerprint: str
     components: tuple[str, ...]
     """Networks that differ from the base, for the format "pipeline"."""
-    size: int
+    size: Annotated[int, Field(ge=8, le=MAX_SIZE)]
     """Side in pixels it was trained at."""
     made_by: str = f"finetune {__version__}"
     family: str = "sd"
@@ -64,6 +68,15 @@ class Artifact:
 def artifact_bytes(folder: Path) -> int:
     """Bytes of all files of an artifact."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _bytes_of(base: BasePipeline, method: Method, artifact: Artifact) -> int:
+    """Room that the weights take on the disk."""
+    if artifact.format == "pipeline":
+        states = [module.state_dict() for module in base.modules.values()]
+    else:
+        states = [method.state_dict(base)]
+    return sum(t.numel() * t.element_size() for state in states for t in state.values())
 
 
 def save_artifact(base: BasePipeline, method: Method, config: RunConfig, folder: Path) -> Artifact:
@@ -81,7 +94,7 @@ def save_artifact(base: BasePipeline, method: Method, config: RunConfig, folder:
         family=base.family.name,
         prediction_type=base.noise_process.prediction_type,
     )
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, needed_bytes=_bytes_of(base, method, artifact)) as temporary:
         if artifact.format == "pipeline":
             base.pipeline().save_pretrained(temporary, safe_serialization=True)
         else:
@@ -107,9 +120,13 @@ def find_artifact(path: Path) -> Path:
 def read_artifact(folder: Path) -> Artifact:
     """The note of an artifact. Raises `ArtifactError` if it cannot be read."""
     try:
-        values = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        return Artifact(**{**values, "components": tuple(values["components"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        artifact = Artifact(**read_json(folder / NOTE))
+        return TypeAdapter(Artifact).validate_python(vars(artifact))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{folder / NOTE} cannot be read: {field}: {first['msg']}.") from error
+    except (OSError, ValueError, TypeError) as error:
         raise ArtifactError(f"{folder / NOTE} cannot be read: {error}") from error
 
 

@@ -1,116 +1,126 @@
 """Everything needed to resume: written whole or not at all, verified when read, free of pickle.
 
-A checkpoint is a folder `step-000100` that holds `tensors.safetensors`, `state.json` and, written
-last, `manifest.json` with the size and SHA-256 of both. It is prepared under another name and then
-renamed, so a folder of the right name with a manifest that holds is complete.
+A checkpoint is a folder `step-000100` that holds `tensors.safetensors`, `state.json`, `manifest.json` with
+the size and SHA-256 of both and, written last, `complete` with the SHA-256 of the manifest. It is prepared
+under another name and renamed when it is on the disk. So whatever is cut short, changed or missing is
+found, and named, before anything is read; earlier checkpoints go only when a later one is complete.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
+import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune.errors import CheckpointError
+from finetune.files import (
+    atomic_folder,
+    read_json,
+    remove_folder,
+    require_space,
+    sha256_of,
+    write_text,
+)
 
-MANIFEST = "manifest.json"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+TENSORS, STATE, MANIFEST, MARKER = "tensors.safetensors", "state.json", "manifest.json", "complete"
+_HEADER_BYTES = 512
+"""Room for a tensor's entry in the header, and for what else is written per tensor."""
 
 
-@contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name `target` when the block ends well, else vanishes.
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps done when `checkpoint`, a folder of `latest_checkpoint`, was written."""
+    return int(checkpoint.name.removeprefix("step-"))
 
-    An existing `target` is replaced only then. A full disk or a failed write becomes a
-    `CheckpointError` that names the folder; what was there before is untouched.
-    """
-    temporary = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        if target.exists():
-            outgoing = target.with_name(f".{target.name}.outgoing")
-            shutil.rmtree(outgoing, ignore_errors=True)
-            target.rename(outgoing)
-            temporary.rename(target)
-            shutil.rmtree(outgoing)
-        else:
-            temporary.rename(target)
-        _sync(target.parent)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"Could not write {target}: {error}. Free some space or choose another folder; "
-            "what was there before is untouched."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+def _step_of(path: Path) -> int | None:
+    match = re.fullmatch(r"step-(\d{6,12})", path.name)
+    return int(match.group(1)) if match else None
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Folders of checkpoints, whole or not, oldest first."""
+    found = [(step, path) for path in folder.glob("step-*") if (step := _step_of(path)) is not None]
+    return [path for _, path in sorted(found)]
+
+
+def sweep(folder: Path) -> None:
+    """Remove what was being written or removed when a run was killed."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def needed_bytes(tensors: dict[str, Tensor]) -> int:
+    """Room that a checkpoint of `tensors` takes on the disk, rounded up."""
+    content = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return content + _HEADER_BYTES * (len(tensors) + 32)
 
 
 def save_checkpoint(
     folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, keep: int = 2
 ) -> Path:
-    """Write `step-<step>` into `folder`, then remove all but the newest `keep` checkpoints."""
+    """Write `step-<step>` into `folder`, then remove all but the newest `keep` checkpoints.
+
+    Raises `CheckpointError`, with what is needed and what there is, if it cannot be written; earlier
+    checkpoints are untouched then.
+    """
     target = folder / f"step-{step:06d}"
-    with atomic_folder(target) as temporary:
-        save_file(
-            {k: v.detach().contiguous() for k, v in tensors.items()},
-            temporary / "tensors.safetensors",
-        )
-        (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+    sweep(folder)
+    num_bytes = needed_bytes(tensors)
+    require_space(target, num_bytes)
+    with atomic_folder(target, needed_bytes=num_bytes) as temporary:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary / TENSORS)
+        (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
         manifest = {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             for path in sorted(temporary.iterdir())
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    try:
+        write_text(target / MARKER, sha256_of(target / MANIFEST) + "\n")
+    except CheckpointError:
+        with contextlib.suppress(OSError):
+            remove_folder(target)
+        raise
+    checkpoints = _steps(folder)
+    complete = [path for path in checkpoints if (path / MARKER).is_file()]
+    for path in checkpoints:
+        if path not in complete[-keep:]:
+            remove_folder(path)
     return target
 
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None if it is whole."""
+    manifest_path, marker = checkpoint / MANIFEST, checkpoint / MARKER
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return f"{checkpoint / MANIFEST} is missing or unreadable"
-    for name, expected in manifest.items():
-        path = checkpoint / name
-        if not path.is_file() or path.stat().st_size != expected["bytes"]:
-            return f"{path} is missing or has the wrong size"
-        if _sha256(path) != expected["sha256"]:
-            return f"{path} has changed since it was written"
+        expected = marker.read_bytes() if marker.is_file() else b""
+        if expected != f"{sha256_of(manifest_path)}\n".encode():
+            what = "does not belong to" if expected else "is missing, so writing never ended; see"
+            return f"{marker} {what} {manifest_path}"
+        manifest = read_json(manifest_path)
+        if set(manifest) != {TENSORS, STATE}:
+            return f"{manifest_path} names other files than {TENSORS} and {STATE}"
+        for name, entry in manifest.items():
+            path = checkpoint / name
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                return f"{path} is missing or has the wrong size"
+            if sha256_of(path) != entry["sha256"]:
+                return f"{path} has changed since it was written"
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"{manifest_path} is missing or unreadable ({type(error).__name__})"
     return None
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint in `folder` (or None), and what is wrong with newer ones."""
     problems: list[str] = []
-    for checkpoint in sorted(folder.glob("step-*"), reverse=True):
+    for checkpoint in reversed(_steps(folder)):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint, problems
@@ -118,14 +128,19 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
+def remove_later(checkpoint: Path) -> None:
+    """Remove the (damaged) checkpoints newer than `checkpoint`, so that they are not kept for good ones."""
+    steps = _steps(checkpoint.parent)
+    for path in steps[steps.index(checkpoint) + 1 :]:
+        remove_folder(path)
+
+
 def load_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state of a checkpoint. Raises `CheckpointError` if it is damaged."""
     problem = damage(checkpoint)
     if problem is not None:
         raise CheckpointError(f"{problem}. Resume from another checkpoint or start again.")
-    return load_file(checkpoint / "tensors.safetensors"), json.loads(
-        (checkpoint / "state.json").read_text()
-    )
+    return load_file(checkpoint / TENSORS), read_json(checkpoint / STATE)
 
 
 def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

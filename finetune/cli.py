@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from data_prep.errors import UserError
+from finetune.interrupt import SIGNALS, exit_code, orderly_exit
 
 app = typer.Typer(
     name="finetune",
@@ -34,7 +36,8 @@ list_app = typer.Typer(help="Show what there is.", no_args_is_help=True)
 app.add_typer(clay_app, name="clay")
 app.add_typer(list_app, name="list")
 
-_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
 
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP007, UP045 - typer reads this form
@@ -58,18 +61,29 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
         try:
             _check_our_methods()
-            command(*args, **kwargs)
+            with orderly_exit():
+                command(*args, **kwargs)
         except UserError as error:
             _fail(str(error))
         except OSError as error:
-            if error.errno not in _CANNOT_WRITE:
+            name = error.filename or "A file"
+            if error.errno in _NO_ROOM:
+                _fail(
+                    f"{name} could not be written: {error.strerror}. Free some space or choose another "
+                    "folder."
+                )
+            if error.errno in _NO_ACCESS:
+                _fail(
+                    f"{name} could not be opened: {error.strerror}. Give yourself access, or choose "
+                    "another file or folder."
+                )
+            raise
+        except (KeyboardInterrupt, SystemExit) as error:
+            code = error.code if isinstance(error, SystemExit) else exit_code(signal.SIGINT)
+            if code not in [exit_code(number) for number in SIGNALS]:
                 raise
-            _fail(
-                f"{error.filename or 'A file'} could not be written: {error.strerror}. Free some space "
-                "or choose another folder."
-            )
-        except KeyboardInterrupt:
-            _fail("Stopped.")
+            typer.secho("Stopped. What was finished is kept.", err=True)
+            raise typer.Exit(int(code or 0)) from error
 
     return wrapped
 
@@ -113,22 +127,43 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[Optional[Path], typer.Option(help="Continue this run folder.")] = None,  # noqa: UP007, UP045
     overwrite: Overwrite = False,
+    allow_change: Annotated[
+        Optional[list[str]],  # noqa: UP007, UP045
+        typer.Option(
+            metavar="FIELD",
+            help="With --resume: let this field differ from the run's; repeatable. One of "
+            "training.num_steps, .gradient_accumulation_steps, .checkpoint_every, .max_non_finite_steps, "
+            ".gradient_checkpointing, .offload, .attention, .compile, prior.batch_size, sampling, samples, "
+            "tracking, and, with the same content, base.source, base.single_file_config, data.photos, "
+            "data.more_photos, prior.photos.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it will cost and stop; no weights are read.")
+    ] = False,
 ) -> None:
     """Train one method on one subject; writes a run folder with the artifact.
 
     Example: finetune train configs/clay/lora.yaml data.photos=my_dog data.class_noun=dog
+
+    Go on, for longer: finetune train --resume runs/dog training.num_steps=800 --allow-change
+    training.num_steps
     """
     from finetune.artifact import NOTE
-    from finetune.base import load_base, recognise_base
+    from finetune.base import load_base, recognise_base, skeleton_of
+    from finetune.checkpoint import latest_checkpoint, step_of
+    from finetune.resume import check_resumable
     from finetune.run import (
         RunFolder,
         check_family,
         check_folder,
         check_settings,
+        preflight,
         prepare_folder,
         prepare_training,
         run_training,
     )
+    from finetune.train import is_main_process, wait_for_everyone
     from methods import load_method
 
     if config is not None and "=" in str(config):
@@ -143,29 +178,70 @@ def train(
     run = _run_config(source, overrides)
     method = load_method(run.method.kind)(run.method)
     _check_identifier(run)
-    check_folder(run, resume=resume is not None, overwrite=overwrite)
-    if resume is not None and (RunFolder(run.output).artifact / NOTE).is_file():
-        typer.echo(f"{resume} is finished already; its artifact is in {resume}/artifact.")
-        return
+    resumes, allowed = resume is not None, tuple(allow_change or ())
+    if allowed and not resumes:
+        raise UserError("--allow-change goes with --resume RUN; a new run takes what it is given.")
+    folder = RunFolder(run.output)
+    if not dry_run:
+        check_folder(run, resume=resumes, overwrite=overwrite, allow_changes=allowed)
+    if resumes and not dry_run:
+        newest = latest_checkpoint(folder.checkpoints)[0]
+        done = 0 if newest is None else step_of(newest)
+        if done > run.training.num_steps:
+            raise UserError(
+                f"{resume} has done {done} steps already, so training.num_steps {run.training.num_steps} "
+                "cannot be reached by going on. Give more, or start a new run."
+            )
+        if (folder.artifact / NOTE).is_file() and done in (0, run.training.num_steps):
+            if allowed and newest is None:
+                raise UserError(
+                    f"{resume} is finished and kept no checkpoint, so it cannot go on. Start a new run "
+                    "with training.checkpoint_every=100."
+                )
+            typer.echo(f"{resume} is finished already; its artifact is in {resume}/artifact.")
+            return
     family = recognise_base(run.base)
     check_family(method, family, source=run.base.source, kind=run.method.kind)
-    check_settings(run, family)
+    check_settings(run, family, method)
+    skeleton = skeleton_of(run.base)
+    preflight(skeleton, method, run)
+    if dry_run:
+        _print_estimate(skeleton, method, run)
+        return
     base = load_base(run.base)
     _warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.
     data = prepare_training(base, method, run)
-    prepare_folder(run, resume=resume is not None, overwrite=overwrite)
-    result = run_training(base, method, run, data=data, resume=resume is not None)
+    if resumes:
+        check_resumable(folder.checkpoints, base, data)
+    wait_for_everyone()
+    if is_main_process():
+        prepare_folder(run, resume=resumes, overwrite=overwrite, allow_changes=allowed)
+    wait_for_everyone()
+    result = run_training(base, method, run, data=data, resume=resumes)
+    if not is_main_process():
+        raise typer.Exit(0 if result.finished else exit_code(result.signal))
     if not result.finished:
         typer.echo(
-            f"Stopped after step {result.step}. Continue with: finetune train --resume {run.output}"
+            f"Stopped after step {result.step}, with a checkpoint. Continue with: finetune train --resume "
+            f"{run.output}"
         )
-        raise typer.Exit(130)
+        raise typer.Exit(exit_code(result.signal))
     typer.echo(
         f"Done in {result.seconds:.0f} s, loss {result.loss:.4f}. Artifact: {run.output}/artifact"
     )
     prompt = f"a photo of a {method.subject_phrase(run.data.class_noun or '')} on the beach"
     typer.echo(f'Try: finetune generate {run.output} --prompt "{prompt}"')
+
+
+def _print_estimate(skeleton: Any, method: Any, run: Any) -> None:
+    from finetune.estimate import estimate
+    from finetune.train import training_device
+
+    device = training_device()
+    typer.echo(f"{run.method.kind} on {run.base.source}, device {device.type}:")
+    for line in estimate(skeleton, method, run, device=device).lines():
+        typer.echo(f"  {line}")
 
 
 def _identifier(run: Any) -> str | None:
@@ -232,6 +308,9 @@ def generate(
     guidance_scale: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 4.0,
     negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    cpu_offload: Annotated[
+        bool, typer.Option("--cpu-offload", help="For bases larger than the accelerator.")
+    ] = False,
     base: Annotated[
         str | None,
         typer.Option(help="Base of artifacts made elsewhere: name, Hub id, folder or file."),
@@ -254,8 +333,9 @@ def generate(
     from finetune.base import load_base
     from finetune.config import validate
     from finetune.export.imported import attached, bases_of, open_source, with_token
-    from finetune.generate import SamplingConfig, labelled_grid
+    from finetune.generate import SamplingConfig, check_sampling, labelled_grid
     from finetune.generate import generate as make
+    from finetune.guards import remarks_on_pictures
     from finetune.train import training_device
     from methods import load_method
 
@@ -278,9 +358,11 @@ def generate(
             "guidance_scale": guidance_scale,
             "negative_prompt": negative_prompt,
             "batch_size": batch_size,
+            "cpu_offload": cpu_offload,
         },
         "options",
     )
+    check_sampling(sampling, training_device())
     sources = [open_source(path, allow_pickle=allow_pickle) for path in artifacts]
     for path, source in zip(artifacts, sources, strict=True):
         unknown = [] if source.note else ["{class}"]
@@ -296,7 +378,9 @@ def generate(
     names = _distinct_names(artifacts)
     for name, source, wanted in zip(names, sources, bases, strict=True):
         if loaded is None or wanted != loaded_from:
-            loaded, loaded_from = load_base(wanted).to(training_device()), wanted
+            loaded, loaded_from = load_base(wanted), wanted
+            resting = loaded.modules if cpu_offload else ()
+            loaded.to(training_device(), resting=resting)
         with attached(source, loaded, load_method) as note:
             filled = [
                 fill_template(t, subject=note.subject, class_noun=note.class_noun, field="--prompt")
@@ -307,6 +391,8 @@ def generate(
             seeds = [seed + index for _ in templates for index in range(num_images)]
             sized = sampling.model_copy(update={"size": note.size})
             images = make(loaded, filled, seeds, sized, show_progress=True)
+        for remark in remarks_on_pictures(images):
+            typer.secho(f"Warning: {name}: {remark}", err=True, fg=typer.colors.YELLOW)
         target = output / name if len(sources) > 1 else output
         target.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images):
@@ -401,11 +487,13 @@ def compare(
 @reports_errors
 def inspect(
     photos: Annotated[str, typer.Argument(help="Folder of photos, dataset, or YAML of a run.")],
+    overrides: Overrides = None,
     size: Annotated[
-        int, typer.Option(min=8, help="Side in pixels they would be trained at.")
-    ] = 512,
+        int | None,
+        typer.Option(min=8, help="Side in pixels they would be trained at; of a folder, 512."),
+    ] = None,  # noqa: UP007, UP045
     background: Annotated[
-        str, typer.Option(help="Colour that shows where photos are transparent.")
+        str, typer.Option(help="Colour that shows where photos of a folder are transparent.")
     ] = "white",
     output: Annotated[
         Path, typer.Option(help="The contact sheet, a PNG; findings go beside it as JSON.")
@@ -413,7 +501,12 @@ def inspect(
 ) -> None:
     """Examine photos before training: what is fixed, refused or doubtful, and the crops.
 
+    Of a run's configuration it shows, in a second sheet, exactly what the loader will yield: pictures after
+    all that is done to them, captions, and how often each is seen.
+
     Example: finetune inspect my_dog --size 512
+
+    Example: finetune inspect configs/clay/lora.yaml data.photos=my_dog data.crop=subject
     """
     from data_prep.config import DataConfig
     from data_prep.doctor import inspect_photos
@@ -421,20 +514,51 @@ def inspect(
 
     if output.suffix.lower() != ".png":
         raise UserError(f"--output: the contact sheet is a PNG, so {output} should end in .png.")
-    data = validate(DataConfig, {"photos": photos, "background": background}, "PHOTOS")
+    run = None
     if photos.endswith((".yaml", ".yml")):
-        run = _run_config(Path(photos), [])
-        data, size = run.data, run.data.size or size
-    inspection = inspect_photos(data, size=size, show_progress=True)
+        run = _run_config(Path(photos), overrides)
+        data = run.data
+        size = size or data.size or _default_size(run)
+    elif overrides:
+        raise UserError(f"{overrides[0]}: changes are for a configuration, and {photos} is none.")
+    else:
+        data = validate(DataConfig, {"photos": photos, "background": background}, "PHOTOS")
+    inspection = inspect_photos(data, size=size or 512, show_progress=True)
     typer.echo(inspection.table())
-    findings = output.with_suffix(".json")
     output.parent.mkdir(parents=True, exist_ok=True)
     inspection.contact_sheet().save(output)
-    text = json.dumps(inspection.as_json(), indent=2, ensure_ascii=False)
+    found, sheets = inspection.as_json(), str(output)
+    if run is not None and not inspection.num_refused:
+        shown = _preview(run, size or 512)
+        sheet = output.with_name(f"{output.stem}-training.png")
+        shown.contact_sheet().save(sheet)
+        typer.echo(f"\n{shown.table()}")
+        found, sheets = {**found, "training": shown.as_json()}, f"{output}, {sheet}"
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    findings = output.with_suffix(".json")
     findings.write_text(text + "\n", encoding="utf-8")
-    typer.echo(f"Contact sheet: {output}\nFindings: {findings}")
+    typer.echo(f"Contact sheet: {sheets}\nFindings: {findings}")
     if inspection.num_refused:
         raise UserError(f"{inspection.num_refused} of the pictures cannot be used; see above.")
+
+
+def _default_size(run: Any) -> int:
+    """The side in pixels that a run's base was trained at; reads the base."""
+    from finetune.base import load_base
+
+    base = load_base(run.base)
+    return base.family.default_size(base.components)
+
+
+def _preview(run: Any, size: int) -> Any:
+    from data_prep.preview import preview_of
+    from finetune.examples import build_preview
+    from methods import load_method
+
+    method = load_method(run.method.kind)(run.method)
+    data = build_preview(method, run, size=size)
+    subject = method.subject_phrase(run.data.class_noun or "")
+    return preview_of(data, num_steps=run.training.num_steps, subject=subject)
 
 
 @app.command(name="show-config")

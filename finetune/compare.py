@@ -12,12 +12,19 @@ from PIL import Image
 from torch import Tensor
 
 from data_prep.captions import fill_template
-from data_prep.decode import decode_all
+from data_prep.decode import decode_each
 from data_prep.sources import read_records
 from data_prep.transforms import crop_square
 from finetune.artifact import artifact_bytes
 from finetune.base import BasePipeline, load_base
-from finetune.config import CompareConfig, MethodLoader, RunConfig, build_run_config, merge
+from finetune.config import (
+    CompareConfig,
+    MethodLoader,
+    RunConfig,
+    build_run_config,
+    is_plain_name,
+    merge,
+)
 from finetune.errors import ConfigError
 from finetune.evaluate import (
     ClipScorer,
@@ -28,10 +35,12 @@ from finetune.evaluate import (
 )
 from finetune.export.imported import Source, attached, bases_of, open_source
 from finetune.generate import SamplingConfig, generate, labelled_grid
+from finetune.interrupt import exit_code
 from finetune.run import (
     RunFolder,
     check_family,
     check_folder,
+    preflight,
     prepare_folder,
     prepare_training,
     run_training,
@@ -101,7 +110,7 @@ def method_configs(config: CompareConfig, load_method: MethodLoader) -> dict[str
     """Every row's run configuration. Raises `ConfigError` with the row's name."""
     configs = {}
     for name, sections in config.methods.items():
-        if name == BASE_ROW or "/" in name:
+        if name == BASE_ROW or not is_plain_name(name):
             raise ConfigError(f"methods.{name}: choose another name for this row.")
         for key in sorted({"base", "data", "output"} & {*config.shared, *sections}):
             raise ConfigError(f"methods.{name}: set {key} for the whole comparison, at the top.")
@@ -119,7 +128,7 @@ def finished_sources(config: CompareConfig) -> dict[str, Source]:
     """The artifacts of a comparison. Raises `ConfigError` with the row's name."""
     sources = {}
     for name, row in config.artifacts.items():
-        if name in (BASE_ROW, *config.methods) or "/" in name:
+        if name in (BASE_ROW, *config.methods) or not is_plain_name(name):
             raise ConfigError(f"artifacts.{name}: choose another name for this row.")
         source = open_source(row.path)
         if row.subject is None and source.subject is None:
@@ -198,7 +207,7 @@ def compare(
         kind = configs[name].method.kind
         check_family(method, base.family, source=base.source, kind=kind)
     size = config.data.size or base.family.default_size(base.components)
-    decoded = decode_all(read_records(config.data), background=config.data.background)
+    decoded = decode_each(read_records(config.data), background=config.data.background)
     photos = [crop_square(photo.image, size)[0] for photo in decoded]
     scorer = ClipScorer.load()
     photo_embeddings = scorer.embed_images(photos)
@@ -222,15 +231,14 @@ def compare(
     for name, run in configs.items():  # mistakes come out before anything is trained
         check_folder(run, resume=False, overwrite=overwrite)
         methods[name].subject_phrase(class_noun)
-        try:
-            methods[name].prepare(base)
-        finally:
-            methods[name].detach(base)
+        preflight(base, methods[name], run)
     sources = finished_sources(config)
     for source in sources.values():
         with attached(source, base, load_method):
             pass
-    base.to(training_device())
+    device = training_device()
+    offload = sampling.cpu_offload and device.type != "cpu"
+    base.to(device, resting=base.modules if offload else ())
     announce(f"{BASE_ROW}: pictures of the class, for reference")
     rows = [finish(BASE_ROW, class_noun)]
     for name, run in configs.items():
@@ -242,7 +250,7 @@ def compare(
             result = run_training(base, method, run, data=data, name=name)
             if not result.finished:
                 announce(f"{name} stopped: finetune train --resume {run.output} goes on with it.")
-                raise KeyboardInterrupt
+                raise SystemExit(exit_code(result.signal))
             row = finish(name, method.subject_phrase(class_noun))
         finally:
             method.detach(base)

@@ -19,9 +19,15 @@ from finetune.generate import SamplingConfig
 from finetune.loss import LossConfig
 from finetune.method import MethodConfig
 from finetune.optim import OptimizerConfig
+from finetune.speed import AttentionName
 
 MethodLoader = Callable[[str], Any]
 """Name of a method -> its class; raises `ConfigError` for an unknown one."""
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` names a file within a folder and nothing elsewhere, on any system."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
 class TrainingConfig(Section):
@@ -35,11 +41,29 @@ class TrainingConfig(Section):
     """Parts into which a batch is cut to save memory; the result stays the same."""
     seed: int = 0
     """Seed of everything random while training."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the networks' arithmetic (autocast); trained weights stay float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the networks' arithmetic (autocast); trained weights stay float32. With float16, here or
+    in `base.dtype`, the loss is scaled so that small gradients survive (Micikevicius et al. 2018, §3.2)."""
+    gradient_checkpointing: bool = False
+    """Compute the denoiser's activations again in the backward pass instead of keeping them: a third
+    slower, a fraction of the memory, the same result."""
+    offload: bool = True
+    """Keep the autoencoder, and text encoders while they are frozen, in main memory once photos and
+    prompts are encoded. Frees the accelerator's memory; makes no difference on a CPU."""
+    attention: AttentionName = "auto"
+    """Kernel of scaled dot-product attention: `flash`, `efficient` or `cudnn` (NVIDIA), or `math`, which
+    writes the whole matrix of weights; `auto` takes torch's choice. A CPU has `flash` and `math`."""
+    compile: bool = False
+    """Compile the denoiser's repeated blocks (`torch.compile`): minutes at the start, faster steps then.
+    Results differ by rounding."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Ship and show a moving average of the trained weights with at most this decay, 0.999 for
+    instance; 4 bytes more per trained number. null ships the last weights."""
     checkpoint_every: int | None = Field(None, gt=0)
     """Optimizer steps between checkpoints; null keeps one only of an
     interrupted run."""
+    max_non_finite_steps: int = Field(5, gt=0)
+    """Steps in a row whose loss or gradients are not finite, each skipped, after which a run gives up."""
 
     @model_validator(mode="after")
     def _divides(self) -> TrainingConfig:
@@ -56,7 +80,9 @@ class SamplesConfig(Section):
 
     every: int | None = Field(None, gt=0)
     """Optimizer steps between sample grids; null makes none."""
-    prompts: tuple[str, ...] = ("a photo of a {subject}", "a photo of a {class}")
+    prompts: tuple[str, ...] = Field(
+        ("a photo of a {subject}", "a photo of a {class}"), min_length=1
+    )
     """One picture each; `{subject}` and `{class}` are filled in."""
 
 
@@ -66,7 +92,14 @@ class TrackingConfig(Section):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Trackers started through accelerate; each needs its package. One that fails never stops a run."""
     project: str = "finetune"
-    """Project name that trackers show."""
+    """Project name that trackers show; tensorboard's is the name of a folder within the run's."""
+
+    @field_validator("project")
+    @classmethod
+    def _is_a_name(cls, project: str) -> str:
+        if not is_plain_name(project):
+            raise ValueError("is no plain name; use letters, digits, - and _")
+        return project
 
 
 class RunConfig(Section):
@@ -83,7 +116,7 @@ class RunConfig(Section):
     loss: LossConfig = LossConfig()
     """Weighting of the loss."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
     training: TrainingConfig = TrainingConfig()
     """Budget and mechanics."""
     sampling: SamplingConfig = SamplingConfig()
@@ -96,10 +129,20 @@ class RunConfig(Section):
     """The run folder."""
 
     @model_validator(mode="after")
-    def _no_half_gradients(self) -> RunConfig:
-        if self.base.dtype == "float16":
+    def _one_half_precision(self) -> RunConfig:
+        if {self.base.dtype, self.training.precision} == {"float16", "bfloat16"}:
             raise ValueError(
-                "base.dtype float16 loses small gradients; train with bfloat16 or float32"
+                f"base.dtype {self.base.dtype} and training.precision {self.training.precision} are two half "
+                "precisions; take one of them for both, or float32 for one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _class_pictures_are_square(self) -> RunConfig:
+        if self.prior.kind == "class_images" and self.data.buckets:
+            raise ValueError(
+                "class pictures are square, but data.buckets trains photos at shapes of their own. Set "
+                "prior.kind=base_prediction, which uses the photos themselves, or data.buckets=false"
             )
         return self
 
@@ -159,6 +202,8 @@ class CompareConfig(Section):
         return prompts
 
 
+MAX_YAML_BYTES = 1_000_000
+"""Larger files are refused unread."""
 MAX_VALUES = 10_000
 """In a YAML file, so that aliases of aliases do not fill the memory."""
 
@@ -204,6 +249,8 @@ def parse_yaml(text: str, source: str) -> Any:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `ConfigError` if there is none."""
     try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise ConfigError(f"{path} is larger than a megabyte, so it is no configuration.")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from error

@@ -7,7 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+)
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 from torch import Tensor
@@ -16,6 +21,8 @@ from tqdm import tqdm
 from data_prep.config import Section
 from data_prep.transforms import to_image
 from finetune.base import BasePipeline
+from finetune.errors import ConfigError
+from finetune.families.parts import dtype_of
 from finetune.seeding import generator_for, normal_like
 
 SCHEDULERS: dict[str, tuple[Any, dict[str, str]]] = {
@@ -44,6 +51,9 @@ class SamplingConfig(Section):
     """Pictures made at a time; it does not change them."""
     size: int | None = Field(None, ge=8, multiple_of=8)
     """Side in pixels; null takes the base's."""
+    cpu_offload: bool = False
+    """Keep only the network at work on the accelerator and the others in main memory (diffusers' model
+    offload): bases larger than the accelerator make pictures too, slower."""
 
 
 @contextlib.contextmanager
@@ -57,6 +67,48 @@ def evaluation_mode(base: BasePipeline) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def check_sampling(sampling: SamplingConfig, device: torch.device) -> None:
+    """Raise `ConfigError` for what the device cannot do."""
+    if sampling.cpu_offload and device.type == "cpu":
+        raise ConfigError(
+            "sampling.cpu_offload moves networks between main memory and an accelerator, and this machine "
+            "has none. Set it to false."
+        )
+
+
+def check_pictures(sampling: SamplingConfig, base: BasePipeline) -> None:
+    """Raise `ConfigError` for what the base's family cannot do; `base` may be without weights."""
+    family = base.family
+    if sampling.negative_prompt and not family.takes_negative_prompts:
+        raise ConfigError(
+            f"sampling.negative_prompt: {family.title} steers by a number that "
+            "it is told, not away from another prompt. Leave it empty."
+        )
+    size, multiple = sampling.size, family.size_multiple(base.components)
+    if size is not None and size % multiple:
+        raise ConfigError(
+            f"sampling.size {size} is not a multiple of {multiple}, as {base.source} needs it; "
+            f"{size // multiple * multiple or multiple} is."
+        )
+
+
+@contextlib.contextmanager
+def placed(base: BasePipeline, pipe: DiffusionPipeline, *, cpu_offload: bool) -> Iterator[None]:
+    """Within the context the networks of `pipe` are where it needs them, if only in turns."""
+    if not cpu_offload:
+        with base.awake(base.modules):
+            yield
+        return
+    resting = base.resting
+    base.rest(base.modules)
+    pipe.enable_model_cpu_offload(device=base.device)
+    try:
+        yield
+    finally:
+        pipe.remove_all_hooks()
+        base.to(base.device, resting=resting)
 
 
 @torch.no_grad()
@@ -78,10 +130,16 @@ def generate_latents(
         pipe.scheduler = scheduler.from_config(base.components.scheduler.config, **settings)
     size = sampling.size or base.family.default_size(base.components)
     shape = base.family.latent_shape(base.components, size)
-    reference = next(base.denoiser.parameters())
+    dtype = dtype_of(base.denoiser)
     finished = []
     starts = range(0, len(prompts), sampling.batch_size)
-    with evaluation_mode(base), base.mixed_precision():
+    check_sampling(sampling, base.device)
+    check_pictures(sampling, base)
+    with (
+        evaluation_mode(base),
+        base.mixed_precision(),
+        placed(base, pipe, cpu_offload=sampling.cpu_offload),
+    ):
         for start in tqdm(starts, desc="pictures", unit="batch", disable=not show_progress):
             chosen = list(prompts[start : start + sampling.batch_size])
             generators = [
@@ -92,7 +150,7 @@ def generate_latents(
             finished.append(
                 base.family.sample(
                     pipe,
-                    noise.to(reference),
+                    noise.to(base.device, dtype),
                     prompts=chosen,
                     negative_prompt=sampling.negative_prompt,
                     size=size,

@@ -67,14 +67,18 @@ class Draws:
 def reduce_by_role(
     per_sample: Float[Tensor, " batch"], is_class: Bool[Tensor, " batch"], prior_loss_weight: float
 ) -> LossOutput:
-    """mean(instance) + λ · mean(class) (Ruiz et al. 2023, eq. 2); a role without samples adds nothing."""
+    """mean(instance) + λ · mean(class) (Ruiz et al. 2023, eq. 2); a role without samples adds nothing.
+
+    With `is_class` in main memory an accelerator need not be waited for.
+    """
     metrics, total = {}, per_sample.new_zeros(())
     for name, rows, weight in (
         ("instance", ~is_class, 1.0),
         ("class", is_class, prior_loss_weight),
     ):
-        if rows.any():
-            mean = per_sample[rows].mean()
+        places = rows.nonzero()[:, 0]
+        if len(places):
+            mean = per_sample[places.to(per_sample.device)].mean()
             metrics[f"loss_{name}"] = mean.detach()
             total = total + weight * mean
     return LossOutput(total, {"loss": total.detach(), **metrics})
@@ -96,7 +100,10 @@ class Objective:
     def per_sample(
         self, base: BasePipeline, batch: Batch, *, frozen: FrozenContext | None = None
     ) -> Float[Tensor, " batch"]:
-        """Weighted mean squared error of each sample (Ho et al. 2020, eq. 14; Hang et al. 2023)."""
+        """Weighted mean squared error of each sample (Ho et al. 2020, eq. 14; Hang et al. 2023).
+
+        The mean over a masked example is weighted by `batch.weights`.
+        """
         draws, process = Draws(self.seed, batch), base.noise_process
         guidance = self.config.guidance_scale
         latents = batch.moments.sample(draws.normal("posterior")).to(base.device)
@@ -105,8 +112,8 @@ class Objective:
         noisy_latents = process.add_noise(latents, noise, timesteps)
         target = process.target(latents, noise, timesteps)
         if self.match_base and frozen is not None and bool(batch.is_class.any()):
-            rows = batch.is_class.nonzero()[:, 0].to(base.device)
-            part = batch[rows.tolist()]
+            places = batch.is_class.nonzero()[:, 0]
+            rows, part = places.to(base.device), batch[places.tolist()]
             with torch.no_grad(), frozen(base):
                 conditioning = base.encode_prompts(part.prompts)
                 answer = base.denoise(
@@ -122,6 +129,8 @@ class Objective:
             noisy_latents, timesteps, conditioning, batch, guidance_scale=guidance
         )
         error = F.mse_loss(model_output.float(), target.float(), reduction="none")
+        if batch.weights is not None:
+            error = error * batch.weights.to(error)
         weight = process.loss_weight(timesteps, self.config.snr_gamma)
         return weight * error.flatten(1).mean(1)
 
@@ -130,5 +139,4 @@ class Objective:
     ) -> LossOutput:
         """The batch's loss, reduced by role."""
         per_sample = self.per_sample(base, batch, frozen=frozen)
-        is_class = batch.is_class.to(per_sample.device)
-        return reduce_by_role(per_sample, is_class, self.config.prior_loss_weight)
+        return reduce_by_role(per_sample, batch.is_class, self.config.prior_loss_weight)

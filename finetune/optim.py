@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from data_prep.config import Section
+from finetune.errors import ConfigError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 ScheduleName = Literal["constant", "linear", "cosine"]
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
+PACKAGES: dict[str, str] = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+"""Optimizer -> the package it needs, of the extra `optimizers`."""
+STATE_BYTES: dict[str, float] = {"adamw": 8, "adamw8bit": 2, "adafactor": 0, "prodigy": 16}
+"""Optimizer -> bytes of state per trained number. Adafactor's rows and columns hardly count."""
 
 
 class OptimizerConfig(Section):
-    """AdamW and its learning-rate schedule. Learning rates belong to the method's parameter groups."""
+    """The optimizer and its schedule. Learning rates belong to the method's parameter groups."""
 
+    name: OptimizerName = "adamw"
+    """`adamw` (Loshchilov & Hutter 2019) keeps 8 bytes per trained number, `adamw8bit` (Dettmers et al.
+    2022) 2, `adafactor` (Shazeer & Stern 2018, without momentum) next to none, `prodigy` (Mishchenko &
+    Defazio 2024) 16. Prodigy finds the learning rate itself: set `method.learning_rate` to 1. `adamw8bit`
+    and `prodigy` need the extra `optimizers`."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Decay rates of AdamW's two moment estimates (Loshchilov & Hutter 2019)."""
+    """Decay rates of the two moment estimates; Adafactor has its own."""
     eps: float = Field(1e-8, gt=0)
-    """Added to the denominator of AdamW's update."""
+    """Added to the denominator of the update; Adafactor has its own."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down together to at most this 2-norm."""
     schedule: ScheduleName = "constant"
     """Shape of the learning rate after warm-up: it stays, or falls to zero at the last step."""
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the learning rate rises linearly from zero."""
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> OptimizerConfig:
+        if self.name == "adafactor" and {"betas", "eps"} & self.model_fields_set:
+            defaults = OptimizerConfig()
+            if (self.betas, self.eps) != (defaults.betas, defaults.eps):
+                raise ValueError("betas and eps mean nothing to adafactor; leave them out")
+        return self
+
+
+def check_optimizer(name: OptimizerName) -> None:
+    """Raise `ConfigError` if the package of an optimizer is not installed."""
+    package = PACKAGES.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"optimizer.name: {name} needs the package {package}, which is not installed. Install it with "
+            "pip install 'finetune-subject[optimizers]'."
+        )
 
 
 def learning_rate_factor(
@@ -53,29 +83,102 @@ def build_adamw(
     return torch.optim.AdamW(prepared, betas=betas, eps=eps)
 
 
+def build_optimizer(
+    groups: Iterable[dict[str, Any]], config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """The optimizer over parameter groups that carry their own `lr` and `weight_decay`.
+
+    Raises `ConfigError` where its package is missing, or for what it cannot do.
+    """
+    check_optimizer(config.name)
+    prepared = [{**group, "initial_lr": group["lr"]} for group in groups]
+    settings: dict[str, Any] = {"betas": config.betas, "eps": config.eps}
+    if config.name == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(prepared, **settings)
+    if config.name == "prodigy":
+        from prodigyopt import Prodigy
+
+        if len({group["lr"] for group in prepared}) > 1:
+            raise ConfigError(
+                "optimizer.name: prodigy finds one learning rate for all. Set "
+                "method.text_encoder_learning_rate to null."
+            )
+        return Prodigy(prepared, **settings)
+    if config.name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(prepared, scale_parameter=False, relative_step=False)
+    return build_adamw(prepared, **settings)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group to its initial learning rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as a flat `{"0.exp_avg": tensor}` mapping, for a safetensors file."""
-    state = optimizer.state_dict()["state"]
+def _as_tensor(value: Any) -> Tensor:
+    """A tensor, or a Python number in double width, by which `_as_value` knows it again."""
+    if isinstance(value, Tensor):
+        return value.contiguous().clone()  # bitsandbytes shares tables, which safetensors refuses
+    return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with "name.inner" for what stands in a mapping, as quantised state of bitsandbytes does."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = value.items() if isinstance(value, dict) else None
+        flat |= {name: value} if inner is None else {f"{name}.{n}": v for n, v in inner}
+    return flat
+
+
+def _as_value(tensor: Tensor) -> Any:
+    is_number = tensor.ndim == 0 and tensor.dtype in (torch.int64, torch.float64)
+    return tensor.item() if is_number else tensor
+
+
+def _own_numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer keeps per group beside its settings: Prodigy its estimate of the distance."""
     return {
-        f"{index}.{name}": torch.as_tensor(value).contiguous()
-        for index, values in state.items()
-        for name, value in values.items()
+        name: value
+        for name, value in group.items()
+        if isinstance(value, int | float | Tensor) and not isinstance(value, bool)
     }
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as a flat mapping, for a safetensors file.
+
+    Keys are "0.exp_avg" for the state of a parameter and "group.0.d" for a number of a group.
+    """
+    state = optimizer.state_dict()["state"]
+    tensors = {
+        f"{index}.{name}": _as_tensor(value)
+        for index, values in state.items()
+        for name, value in _flat(values).items()
+        if value is not None
+    }
+    for index, group in enumerate(optimizer.param_groups):
+        tensors |= {f"group.{index}.{n}": _as_tensor(v) for n, v in _own_numbers(group).items()}
+    return tensors
+
+
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; the parameter groups keep their settings."""
-    state: dict[int, dict[str, Tensor]] = {}
+    """Put back what `optimizer_tensors` gave; the parameter groups keep their other settings."""
+    state: dict[int, dict[str, Any]] = {}
+    groups = optimizer.state_dict()["param_groups"]
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
+        if index == "group":
+            number, name = name.split(".", 1)
+            groups[int(number)][name] = _as_value(value)
+        else:
+            outer, _, inner = name.rpartition(".")
+            place = state.setdefault(int(index), {})
+            (place.setdefault(outer, {}) if outer else place)[inner] = _as_value(value)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
@@ -105,3 +208,15 @@ class ExponentialMovingAverage:
             kept = parameter.detach().clone()
             parameter.copy_(average)
             average.copy_(kept)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages and how often they were updated, for a safetensors file."""
+        averages = {str(index): average for index, average in enumerate(self.averages)}
+        return {"num_updates": torch.tensor(self.num_updates), **averages}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        self.num_updates = int(tensors["num_updates"])
+        for index, average in enumerate(self.averages):
+            average.copy_(tensors[str(index)])

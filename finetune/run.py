@@ -5,32 +5,38 @@ Used by `finetune train` for one method and by the comparison for several on one
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import shutil
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-import yaml
+from tqdm import tqdm
 
-from data_prep.cache import TensorCache, default_cache_folder
 from data_prep.captions import fill_template
-from data_prep.class_images import class_latents
-from data_prep.decode import decode_all
-from data_prep.loader import TrainingData, encode_photos
+from data_prep.config import DataConfig
+from data_prep.loader import TrainingData
 from data_prep.sources import read_records
 from finetune.artifact import save_artifact
-from finetune.base import BasePipeline
-from finetune.config import RunConfig, differences, read_yaml, to_yaml
+from finetune.base import BasePipeline, check_quantization
+from finetune.config import RunConfig, read_yaml, to_yaml
 from finetune.errors import ArtifactError, CheckpointError, ConfigError
+from finetune.examples import build_data, picture_size, write_provenance
 from finetune.families.base import ModelFamily
-from finetune.generate import SamplingConfig, generate, generate_latents, labelled_grid
+from finetune.files import LOCK, claimed, partial_of, write_text
+from finetune.generate import check_pictures, check_sampling, generate, labelled_grid
+from finetune.guards import memory_advice, remarks_on_pictures
 from finetune.method import Method, why_unsupported
+from finetune.optim import check_optimizer
+from finetune.provenance import check_allowed, check_config
 from finetune.seeding import derive_seed
-from finetune.train import TrainResult, train, training_device
+from finetune.speed import check_speed
+from finetune.train import TrainResult, is_main_process, train, training_device
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "safetensors")
 
@@ -51,6 +57,11 @@ class RunFolder:
         """What was learnt."""
         return self.path / "artifact"
 
+    @property
+    def checkpoints(self) -> Path:
+        """What a resumed run goes on from."""
+        return self.path / "checkpoints"
+
 
 def check_family(method: Method, family: ModelFamily, *, source: str, kind: str) -> None:
     """Raise `ArtifactError` if `method` cannot train bases of `family`; `source` names the base."""
@@ -61,8 +72,21 @@ def check_family(method: Method, family: ModelFamily, *, source: str, kind: str)
         )
 
 
-def check_settings(config: RunConfig, family: ModelFamily) -> None:
-    """Raise `ConfigError` for settings that mean nothing to a family."""
+def check_settings(config: RunConfig, family: ModelFamily, method: Method) -> None:
+    """Raise `ConfigError` for what family, method, device or installed packages cannot do."""
+    device, training = training_device(), config.training
+    check_optimizer(config.optimizer.name)
+    is_half = {config.base.dtype, training.precision} != {"float32"}
+    check_speed(
+        attention=training.attention, compile=training.compile, device=device, is_half=is_half
+    )
+    check_sampling(config.sampling, device)
+    check_quantization(config.base)
+    if config.base.quantization and method.requirements().artifact_format == "pipeline":
+        raise ConfigError(
+            f"base.quantization: {config.method.kind} trains the base's own weights, which cannot be "
+            "done in few bits. Set it to null, or use lora."
+        )
     if family.flow_matching and config.loss.snr_gamma is not None:
         raise ConfigError(
             f"loss.snr_gamma: min-SNR weights are for DDPM bases; {config.base.source} is of the family "
@@ -70,26 +94,24 @@ def check_settings(config: RunConfig, family: ModelFamily) -> None:
         )
 
 
-def check_folder(config: RunConfig, *, resume: bool, overwrite: bool) -> RunFolder:
-    """The run folder as it is. Raises `CheckpointError` where a run would be lost or does not fit."""
+def check_folder(
+    config: RunConfig, *, resume: bool, overwrite: bool, allow_changes: Collection[str] = ()
+) -> RunFolder:
+    """The run folder as it is. Raises `CheckpointError` where a run would be lost or does not fit.
+
+    With `resume`, `config` may differ from the run's in the fields `allow_changes`.
+    """
     run = RunFolder(config.output)
     if resume:
+        check_allowed(allow_changes)
         if not run.config.is_file():
             raise CheckpointError(f"There is no run to resume in {run.path} (no config.yaml).")
-        # A run may have been moved, so where it lies makes no difference.
-        old = {key: value for key, value in read_yaml(run.config).items() if key != "output"}
-        now = config.model_dump(mode="json", exclude={"output"})
-        if old != now:
-            before, after = (yaml.safe_dump(values, sort_keys=False) for values in (old, now))
-            difference = differences(before, after, "the run", "now")
-            raise CheckpointError(
-                f"{run.path} was started with another configuration, so it cannot be resumed with "
-                f"this one. Undo the changes or start a new run (output=...):\n{difference}"
-            )
+        check_config(read_yaml(run.config), config, run.path, allow_changes=allow_changes)
         return run
     if run.path.exists() and not run.path.is_dir():
         raise CheckpointError(f"{run.path} is a file. Choose another folder with output=...")
-    if run.path.exists() and any(run.path.iterdir()):
+    leftovers = {run.path / LOCK, partial_of(run.config)}  # of a run that was killed at once
+    if run.path.exists() and not leftovers.issuperset(run.path.iterdir()):
         if not overwrite:
             raise CheckpointError(
                 f"The run folder {run.path} exists. Continue it with --resume {run.path}, replace it "
@@ -103,19 +125,33 @@ def check_folder(config: RunConfig, *, resume: bool, overwrite: bool) -> RunFold
     return run
 
 
-def prepare_folder(config: RunConfig, *, resume: bool, overwrite: bool) -> RunFolder:
+def prepare_folder(
+    config: RunConfig, *, resume: bool, overwrite: bool, allow_changes: Collection[str] = ()
+) -> RunFolder:
     """The run folder, made, or emptied with `overwrite`, after `check_folder` has agreed."""
-    run = check_folder(config, resume=resume, overwrite=overwrite)
-    if resume:
-        return run
+    run = RunFolder(config.output)
     try:
-        if run.config.is_file():
-            shutil.rmtree(run.path)
-        run.path.mkdir(parents=True, exist_ok=True)
-        run.config.write_text(to_yaml(config), encoding="utf-8")
+        if not resume and not run.path.is_file():
+            run.path.mkdir(parents=True, exist_ok=True)
+        with claimed(run.path) if run.path.is_dir() else contextlib.nullcontext():
+            check_folder(config, resume=resume, overwrite=overwrite, allow_changes=allow_changes)
+            if run.config.is_file() and not resume:
+                _empty(run.path)
+            write_text(run.config, to_yaml(config))
     except OSError as error:
         raise CheckpointError(f"The run folder {run.path} cannot be written: {error}.") from error
     return run
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the lock; config.yaml last, so that what a kill leaves can be overwritten again."""
+    kept = (LOCK, RunFolder(folder).config.name)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in kept:
+            path.unlink()
+    RunFolder(folder).config.unlink()
 
 
 def _environment(base: BasePipeline) -> dict[str, object]:
@@ -134,58 +170,23 @@ def _environment(base: BasePipeline) -> dict[str, object]:
     }
 
 
-def build_data(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
-    """Photos and class examples of a run, as latents. The base must be as it was loaded."""
-    data, prior = config.data, config.prior
-    size = data.size or base.family.default_size(base.components)
-    multiple = base.family.size_multiple(base.components)
-    if size % multiple:
-        raise ConfigError(
-            f"data.size {size} is not a multiple of {multiple}, as {base.source} needs it; "
-            f"{size // multiple * multiple or multiple} is."
-        )
-    cache = TensorCache(default_cache_folder())
-    photos = decode_all(read_records(data), background=data.background)
-    subject = method.subject_phrase(data.class_noun or "")
-    instances = encode_photos(
-        photos,
-        data,
-        size=size,
-        subject=subject,
-        encode_images=base.encode_images,
-        encoder_key=f"{base.fingerprint} {base.device.type}",
-        cache=cache,
-    )
-    wants_class = prior.kind != "none" and method.requirements().uses_class_examples
-    class_prompt, class_moments = None, None
-    if wants_class:
-        class_prompt = fill_template(
-            prior.prompt, subject=subject, class_noun=data.class_noun, field="prior.prompt"
-        )
-    if wants_class and prior.kind == "class_images" and class_prompt is not None:
-        sampling = SamplingConfig(
-            num_steps=prior.num_steps,
-            guidance_scale=prior.guidance_scale,
-            batch_size=prior.batch_size,
-            size=size,
-        )
-        class_moments = class_latents(
-            prior,
-            prompt=class_prompt,
-            base_fingerprint=base.fingerprint,
-            size=size,
-            generate=lambda prompts, seeds: generate_latents(base, prompts, seeds, sampling),
-            cache=cache,
-        )
-    return TrainingData(
-        data,
-        instances,
-        seed=config.training.seed,
-        batch_size=config.training.batch_size,
-        class_moments=class_moments,
-        class_prompt=class_prompt,
-        instances_as_class=prior.kind == "base_prediction",
-    )
+def preflight(base: BasePipeline, method: Method, config: RunConfig) -> None:
+    """Find mistakes in settings that a run would meet minutes later; `base` may be without weights.
+
+    Raises `ConfigError` or `DataError`.
+    """
+    check_settings(config, base.family, method)
+    size = picture_size(base, config)
+    own_size = config.sampling.size or size
+    check_pictures(config.sampling.model_copy(update={"size": own_size}), base)
+    sample_prompts(method, config)
+    if config.prior.photos is not None:
+        read_records(DataConfig(photos=config.prior.photos), field="prior.photos")
+    try:
+        with base.device if base.device.type == "meta" else contextlib.nullcontext():
+            method.prepare(base)
+    finally:
+        method.detach(base)
 
 
 def sample_prompts(method: Method, config: RunConfig) -> list[str]:
@@ -200,13 +201,16 @@ def sample_prompts(method: Method, config: RunConfig) -> list[str]:
 
 def prepare_training(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
     """What a run trains on, with `method` attached; mistakes in photos and settings come out here."""
-    check_settings(config, base.family)
-    base.to(training_device())
+    check_settings(config, base.family, method)
     sample_prompts(method, config)
-    data = build_data(base, method, config)
-    # Adapters draw their first weights from the global generator.
-    torch.manual_seed(derive_seed(config.training.seed, "prepare"))
-    method.prepare(base)
+    with memory_advice(config, method):
+        device = training_device()
+        offload = config.training.offload and device.type != "cpu"
+        base.to(device, resting=base.modules if offload else ())
+        data = build_data(base, method, config)
+        # Adapters draw their first weights from the global generator.
+        torch.manual_seed(derive_seed(config.training.seed, "prepare"))
+        method.prepare(base)
     return data
 
 
@@ -224,33 +228,52 @@ def run_training(
     The folder must be there (`prepare_folder`); `data` is what `prepare_training` gave, which is
     called here without it. The caller detaches the method, also after an error.
     """
-    run = RunFolder(config.output)
+    run, is_main = RunFolder(config.output), is_main_process()
     if data is None:
         data = prepare_training(base, method, config)
-    environment = json.dumps(_environment(base), indent=1)
-    (run.path / "environment.json").write_text(environment, encoding="utf-8")
-
-    prompts = sample_prompts(method, config)
-    sampling = config.sampling.model_copy(update={"size": config.sampling.size or config.data.size})
-
-    def sample(step: int) -> None:
-        images = generate(base, prompts, [0] * len(prompts), sampling)
-        (run.path / "samples").mkdir(exist_ok=True)
-        grid = labelled_grid([(f"step {step}", images)], prompts)
-        grid.save(run.path / "samples" / f"step-{step:06d}.png")
-
-    result = train(
-        base,
-        method,
-        data,
-        config,
-        run.path,
-        resume=resume,
-        on_sample=sample,
-        description=name or config.method.kind,
-    )
-    if result.finished:
-        save_artifact(base, method, config, run.artifact)
-        if config.training.checkpoint_every is None:  # was kept only until the artifact is safe
-            shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    # One process writes, and as long as it does no other run may.
+    claim = claimed(run.path) if is_main else contextlib.nullcontext()
+    with claim, memory_advice(config, method):
+        if is_main:
+            write_text(run.path / "environment.json", json.dumps(_environment(base), indent=1))
+            write_provenance(data, run.path)
+        result = train(
+            base,
+            method,
+            data,
+            config,
+            run.path,
+            resume=resume,
+            on_sample=_Sampler(base, sample_prompts(method, config), config, run.path / "samples"),
+            description=name or config.method.kind,
+        )
+        if result.finished and is_main:
+            save_artifact(base, method, config, run.artifact)
+            if config.training.checkpoint_every is None:  # was kept only until the artifact is safe
+                shutil.rmtree(run.checkpoints, ignore_errors=True)
     return result
+
+
+class _Sampler:
+    """Makes the sample grid of a step; what is wrong with grids is said once and stops nothing."""
+
+    def __init__(
+        self, base: BasePipeline, prompts: list[str], config: RunConfig, folder: Path
+    ) -> None:
+        self.base, self.prompts, self.folder = base, prompts, folder
+        size = config.sampling.size or config.data.size
+        self.sampling = config.sampling.model_copy(update={"size": size})
+        self._warned = False
+
+    def __call__(self, step: int) -> None:
+        images = generate(self.base, self.prompts, [0] * len(self.prompts), self.sampling)
+        remarks = [f"At step {step}: {remark}" for remark in remarks_on_pictures(images)]
+        try:
+            self.folder.mkdir(exist_ok=True)
+            grid = labelled_grid([(f"step {step}", images)], self.prompts)
+            grid.save(self.folder / f"step-{step:06d}.png")
+        except OSError as error:
+            remarks.append(f"The samples of step {step} could not be written: {error}.")
+        for remark in remarks if not self._warned else []:
+            tqdm.write(f"Warning: {remark}", file=sys.stderr)
+            self._warned = True

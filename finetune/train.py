@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import psutil
 import torch
@@ -19,29 +18,22 @@ from tqdm import tqdm
 
 from data_prep.loader import TrainingData
 from finetune.base import BasePipeline
-from finetune.checkpoint import (
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    with_prefix,
-    without_prefix,
-)
 from finetune.config import RunConfig
-from finetune.errors import CheckpointError, ConfigError, UserError
+from finetune.errors import CheckpointError, ConfigError
+from finetune.guards import check_finite
+from finetune.interrupt import interruptible
 from finetune.loss import Objective
 from finetune.method import Method, ParameterGroup
 from finetune.optim import (
-    build_adamw,
+    ExponentialMovingAverage,
+    build_optimizer,
     learning_rate_factor,
-    load_optimizer_tensors,
-    optimizer_tensors,
     set_learning_rate,
 )
+from finetune.resume import Progress, RunCheckpoints
 from finetune.seeding import derive_seed
+from finetune.speed import running
 from finetune.tracking import Tracker
-
-_NON_FINITE_LIMIT = 5
-"""Steps in a row without a finite loss after which a run stops."""
 
 
 @dataclass(frozen=True)
@@ -52,46 +44,14 @@ class TrainResult:
     """Optimizer steps done in all."""
     finished: bool
     """False if the run was interrupted; it can be resumed."""
+    signal: int
+    """Number of the signal that interrupted it, or 0."""
     seconds: float
     """Wall-clock time of this call's steps."""
     peak_memory_bytes: int
     """Highest memory in use after a step: of the accelerator, or the process's resident set."""
     loss: float
     """Mean loss of the last tenth of this call's steps."""
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C or SIGTERM has come; a second one ends at once."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    try:
-        previous = {kind: signal.signal(kind, ask) for kind in kinds}
-    except ValueError:  # not in the main thread: leave signals alone
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)
-
-
-def data_fingerprint(data: TrainingData) -> str:
-    """Hash of what is trained on: moments, captions and class examples."""
-    digest = hashlib.blake2b(digest_size=16)
-    for moments in filter(None, (data.instances.moments, data.class_moments)):
-        digest.update(moments.mean.numpy().tobytes())
-        digest.update(moments.std.numpy().tobytes())
-    digest.update("\n".join([*data.instances.captions, data.class_prompt or ""]).encode())
-    return digest.hexdigest()
 
 
 def training_device() -> torch.device:
@@ -109,10 +69,77 @@ def check_parameter_groups(base: BasePipeline, groups: list[ParameterGroup]) -> 
         raise RuntimeError(f"The parameter groups are not the trainable parameters: {odd}")
 
 
+def place(base: BasePipeline, data: TrainingData, device: torch.device, *, offload: bool) -> None:
+    """Put the networks where training needs them; what no step needs rests, after it has encoded."""
+    if not offload or device.type == "cpu":
+        base.to(device)
+        return
+    resting = ["vae"]
+    if base.text_is_frozen:
+        base.to(device, resting=base.modules)
+        base.encode_prompts(data.prompts)
+        resting += base.components.text_encoders
+    base.to(device, resting=resting)
+
+
+@contextlib.contextmanager
+def averaged(
+    average: ExponentialMovingAverage | None, parameters: list[nn.Parameter]
+) -> Iterator[None]:
+    """Within the context the parameters are their moving average, where there is one."""
+    if average is None:
+        yield
+        return
+    average.swap(parameters)
+    try:
+        yield
+    finally:
+        average.swap(parameters)
+
+
 def _memory_in_use(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one of its run that writes; with one process, it is."""
+    return bool(Accelerator().is_main_process)
+
+
+def wait_for_everyone() -> None:
+    """Return when all processes of the run have come here."""
+    Accelerator().wait_for_everyone()
+
+
+def _summed(
+    accelerator: Accelerator, metrics: dict[str, float], stop: int
+) -> tuple[dict[str, float], int]:
+    """Sum of every process's share of the figures, and the highest signal that any has got."""
+    if accelerator.num_processes == 1:
+        return metrics, stop
+    names = sorted(metrics)
+    mine = torch.tensor([*(metrics[name] for name in names), float(stop > 0)], dtype=torch.float64)
+    on_device = mine.to(
+        accelerator.device, torch.float32 if accelerator.device.type == "mps" else None
+    )
+    *figures, stopped = accelerator.reduce(on_device, reduction="sum").tolist()
+    return dict(zip(names, figures, strict=True)), stop or (signal.SIGTERM if stopped else 0)
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _require_same_step(accelerator: Accelerator, step: int) -> None:
+    """Raise `CheckpointError` unless all processes start at `step`; waits for them."""
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if set(steps) != {step}:
+        raise CheckpointError(
+            f"The processes found checkpoints of different steps ({', '.join(map(str, steps))}). Give a run "
+            "folder (output=...) that they share."
+        )
 
 
 def train(
@@ -129,23 +156,24 @@ def train(
     """Train a prepared `method` to `config.training.num_steps` and leave it attached.
 
     With `resume`, continues from the newest whole checkpoint in `folder`. `on_sample(step)` is called
-    every `config.samples.every` steps. Raises `CheckpointError` if a checkpoint belongs to other
-    data or another base, `UserError` if the loss stays infinite.
+    in the main process every `config.samples.every` steps. Raises `CheckpointError` if a checkpoint
+    belongs to other data or another base, `UserError` if the loss stays infinite.
     """
     # Objects.
     training, accelerator = config.training, Accelerator()
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    is_main = accelerator.is_main_process
     if training.batch_size % (training.gradient_accumulation_steps * world):
         raise ConfigError(
             f"training.batch_size {training.batch_size} cannot be shared by {world} processes with "
             f"{training.gradient_accumulation_steps} accumulation steps each; make it a multiple of "
             f"{world * training.gradient_accumulation_steps}."
         )
-    base.to(device)
+    place(base, data, device, offload=training.offload)
     groups = method.parameter_groups(base)
     check_parameter_groups(base, groups)
     parameters = [p for group in groups for p in group.parameters.values()]
-    optimizer = build_adamw(
+    optimizer = build_optimizer(
         [
             {
                 "params": list(group.parameters.values()),
@@ -154,64 +182,57 @@ def train(
             }
             for group in groups
         ],
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
+        config.optimizer,
     )
+    average = None
+    if training.ema_decay is not None:
+        average = ExponentialMovingAverage(parameters, decay=training.ema_decay)
     objective = Objective(config.loss, training.seed, config.prior.kind == "base_prediction")
-    fingerprints = {"base": base.fingerprint, "data": data_fingerprint(data)}
-    tracker = Tracker(folder, trackers=config.tracking.trackers, project=config.tracking.project)
+    # Small gradients would vanish in float16; without it the scaler does nothing.
+    is_float16 = "float16" in (config.base.dtype, training.precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=is_float16)
+    checkpoints = RunCheckpoints(
+        folder / "checkpoints", base, method, optimizer, scaler, average, data
+    )
+    tracking = config.tracking
+    trackers = tracking.trackers if is_main else ()
+    tracker = Tracker(folder, trackers=trackers, project=tracking.project)
 
     # Resume.
-    step = 0
-    if resume:
-        checkpoint, problems = latest_checkpoint(folder / "checkpoints")
-        for problem in problems:
-            tqdm.write(f"Skipping a damaged checkpoint: {problem}.")
-        if checkpoint is not None:
-            tensors, state = load_checkpoint(checkpoint)
-            for name, value in fingerprints.items():
-                if state[name] != value:
-                    raise CheckpointError(
-                        f"{checkpoint} was made with other {name}; a resumed run would not be the same "
-                        f"run. Restore the {name}, or start again with --overwrite."
-                    )
-            method.load_state_dict(base, without_prefix("method", tensors))
-            load_optimizer_tensors(optimizer, without_prefix("optimizer", tensors))
-            step = int(state["step"])
-    tracker.rewind(step)
-
-    saved = step
-
-    def save() -> None:
-        nonlocal saved
-        saved = step
-        if accelerator.is_main_process:
-            state = with_prefix("method", method.state_dict(base))
-            statistics = with_prefix("optimizer", optimizer_tensors(optimizer))
-            save_checkpoint(folder / "checkpoints", step, {**state, **statistics}, fingerprints)
+    progress = checkpoints.restore(is_main=is_main) if resume else Progress()
+    _require_same_step(accelerator, progress.step)
+    if is_main:
+        tracker.rewind(progress.step)
 
     # Loop.
     num_micro = training.gradient_accumulation_steps * world
     # No cache of casts: the base-prediction prior swaps weights under the same parameters.
     autocast = torch.autocast(
         device.type,
-        torch.bfloat16,
-        enabled=training.precision == "bfloat16",
+        torch.float16 if training.precision == "float16" else torch.bfloat16,
+        enabled=training.precision != "float32",
         cache_enabled=False,
     )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    started, peak, non_finite, losses = time.monotonic(), 0, 0, []
+    started, peak, stop, losses = time.monotonic(), 0, 0, []
     bar = tqdm(
         total=training.num_steps,
-        initial=step,
+        initial=progress.step,
         desc=description,
         unit="step",
         mininterval=1.0,
-        disable=not accelerator.is_main_process,
+        disable=not is_main,
     )
-    with bar, _interruptible() as interrupted:
-        while step < training.num_steps and not interrupted():
+    execution = running(
+        base,
+        gradient_checkpointing=training.gradient_checkpointing,
+        attention=training.attention,
+        compile=training.compile,
+    )
+    with contextlib.closing(tracker), bar, execution, interruptible() as interrupted:
+        while progress.step < training.num_steps and not stop:
+            step = progress.step
             factor = learning_rate_factor(
                 step,
                 num_steps=training.num_steps,
@@ -226,44 +247,47 @@ def train(
                 torch.manual_seed(derive_seed(training.seed, "network", step, micro))
                 with autocast:
                     output = method.compute_loss(base, batch, objective)
-                (output.loss / num_micro).backward()
+                scaler.scale(output.loss / num_micro).backward()
                 for name, figure in output.metrics.items():
-                    metrics[name] = metrics.get(name, 0.0) + float(figure) * world / num_micro
+                    metrics[name] = metrics.get(name, 0.0) + float(figure) / num_micro
             if world > 1:  # unwrapped modules: the loop itself sums the (few) gradients
                 for parameter in parameters:
                     # Where a base does not use all of a network (SDXL skips last layers) none has one.
                     if parameter.grad is not None:
                         parameter.grad = accelerator.reduce(parameter.grad, reduction="sum")
+            metrics, stop = _summed(accelerator, metrics, interrupted())
+            scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
-            if bool(norm.isfinite()):
+            finite = bool(norm.isfinite()) and math.isfinite(metrics["loss"])
+            if finite:
                 optimizer.step()
                 method.after_step(base)
-                non_finite = 0
-            else:
-                non_finite += 1
+                if average is not None:
+                    average.update(parameters)
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            step += 1
-            if non_finite == _NON_FINITE_LIMIT:
-                raise UserError(
-                    f"The gradients were not finite in {non_finite} steps in a row (up to step {step}). "
-                    f"Lower method.learning_rate ({config.method.learning_rate}), or set "
-                    "training.precision=float32."
-                )
+            progress.step += 1
+            progress.non_finite = 0 if finite else progress.non_finite + 1
             peak = max(peak, _memory_in_use(device))
             losses.append(metrics["loss"])
-            if accelerator.is_main_process:
-                tracker.log(step, {**metrics, "grad_norm": float(norm), "lr_factor": factor})
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
             bar.update()
-            if training.checkpoint_every and step % training.checkpoint_every == 0:
-                save()
-            if config.samples.every and step % config.samples.every == 0 and on_sample:
-                on_sample(step)
-    seconds = time.monotonic() - started
-    finished = step >= training.num_steps
-    if step > saved:
-        save()
-    tracker.close()
+            if is_main:
+                figures = {**metrics, "grad_norm": float(norm), "lr_factor": factor}
+                tracker.log(progress.step, figures)
+                if _is_due(progress.step, training.checkpoint_every):
+                    checkpoints.save(progress)
+                if on_sample and _is_due(progress.step, config.samples.every):
+                    with averaged(average, parameters):
+                        on_sample(progress.step)
+            check_finite(progress.non_finite, progress.step, config)
+        seconds = time.monotonic() - started
+        if is_main and progress.step > progress.saved:
+            checkpoints.save(progress)
+    accelerator.wait_for_everyone()
     recent = losses[-max(1, len(losses) // 10) :]
     mean = sum(recent) / len(recent) if recent else float("nan")
-    return TrainResult(step, finished, seconds, peak, mean)
+    finished = progress.step >= training.num_steps
+    if finished and average is not None:
+        average.swap(parameters)
+    return TrainResult(progress.step, finished, 0 if finished else stop, seconds, peak, mean)

@@ -51,6 +51,13 @@ class DreamBooth(NetworkMethod):
             parameter.data = parameter.data.float().clone()
             parameter.requires_grad_(True)
 
+    def _kept(self, name: str, device: torch.device) -> Tensor:
+        """The frozen weight, which follows its parameter to another device."""
+        original = self._original[name]
+        if original.device != device:
+            original = self._original[name] = original.to(device)
+        return original
+
     @contextlib.contextmanager
     def frozen(self, base: BasePipeline) -> Iterator[None]:
         """Point the parameters at the weights kept aside; nothing is copied."""
@@ -58,7 +65,7 @@ class DreamBooth(NetworkMethod):
         tuned = {name: parameter.data for name, parameter in parameters.items()}
         try:
             for name, parameter in parameters.items():
-                parameter.data = self._original[name]
+                parameter.data = self._kept(name, parameter.device)
             yield
         finally:
             for name, parameter in parameters.items():
@@ -67,9 +74,10 @@ class DreamBooth(NetworkMethod):
     def detach(self, base: BasePipeline) -> None:
         """Put the kept weights back; nothing happens if `prepare` has not been called."""
         parameters = self._parameters(base)
-        for name, original in self._original.items():
-            parameters[name].requires_grad_(False).grad = None
-            parameters[name].data = original
+        for name in self._original:
+            parameter = parameters[name]
+            parameter.requires_grad_(False).grad = None
+            parameter.data = self._kept(name, parameter.device)
         self._original.clear()
         base.forget_prompts()
 

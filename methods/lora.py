@@ -27,6 +27,10 @@ from methods._networks import NetworkMethod, NetworkMethodConfig
 Number = TypeVar("Number", int, float)
 
 
+MAX_RANK = 4096
+"""More than any projection of a base in use has; what a file asks for is bounded by it."""
+
+
 class LoRAMethodConfig(NetworkMethodConfig):
     """Low-rank adapters on the denoiser, and on the text encoders when asked."""
 
@@ -34,7 +38,7 @@ class LoRAMethodConfig(NetworkMethodConfig):
     """Name of the method."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of the adapters."""
-    rank: int = Field(8, gt=0)
+    rank: int = Field(8, gt=0, le=MAX_RANK)
     """Rank r of the update B·A; size and capacity grow with it."""
     alpha: float | None = Field(None, gt=0)
     """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)); null means alpha = rank, which
@@ -46,7 +50,7 @@ class LoRAMethodConfig(NetworkMethodConfig):
     layers, an empty list leaves the denoiser alone."""
     text_encoder_target_modules: tuple[str, ...] | None = None
     """The same for the text encoders, where train_text_encoder is on."""
-    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = {}
+    rank_pattern: dict[str, Annotated[int, Field(gt=0, le=MAX_RANK)]] = {}
     """Endings of module names -> a rank of their own, while alpha stays; `text_encoder.` in front limits
     one to that network."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
@@ -91,6 +95,13 @@ class LoRA(NetworkMethod):
         names = (name for name, _ in self.networks(base)[component].named_modules())
         return [name for name in names if name in targets or name.endswith(endings)]
 
+    def _check_targets(self, base: BasePipeline) -> None:
+        if not self._adapted(base):
+            raise ConfigError(
+                "method.target_modules is empty, so there is nothing to train. Name modules, or leave it out "
+                "for the family's own."
+            )
+
     def _check_patterns(self, base: BasePipeline) -> None:
         targeted = {name: self._targeted(base, name) for name in self._adapted(base)}
         for field in ("rank_pattern", "alpha_pattern"):
@@ -99,6 +110,21 @@ class LoRA(NetworkMethod):
                     raise ConfigError(
                         f"method.{field}: '{key}' names no module that gets an adapter. Give the ending of "
                         "a module's name, for instance attn2.to_k."
+                    )
+
+    def _check_ranks(self, base: BasePipeline) -> None:
+        for component, network in self._adapted(base).items():
+            settings = self._peft_config(base, component)
+            for name in self._targeted(base, component):
+                layer = network.get_submodule(name)
+                if not isinstance(layer, nn.Linear):
+                    continue
+                own = [r for key, r in settings.rank_pattern.items() if names_module(key, name)]
+                rank, limit = (own or [settings.r])[0], min(layer.in_features, layer.out_features)
+                if rank > limit:
+                    raise ConfigError(
+                        f"method.rank: {rank} is more than {component}.{name} can have, which is a layer of "
+                        f"{layer.in_features} × {layer.out_features}. At most {limit} makes sense there."
                     )
 
     def _adapted(self, base: BasePipeline) -> dict[str, nn.Module]:
@@ -121,7 +147,9 @@ class LoRA(NetworkMethod):
     def prepare(self, base: BasePipeline) -> None:
         """Put adapters beside the target modules; they begin as no-ops (B = 0)."""
         base.forget_prompts()
+        self._check_targets(base)
         self._check_patterns(base)
+        self._check_ranks(base)
         for component, module in self._adapted(base).items():
             try:
                 inject_adapter_in_model(self._peft_config(base, component), module)

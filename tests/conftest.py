@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +290,25 @@ def photos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.roll(ramp, 37 * index).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.png")
     return folder
+
+
+@pytest.fixture
+def files_up_to() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """A context in which no file of this process can grow beyond some bytes, as on a full disk."""
+    import resource
+
+    @contextlib.contextmanager
+    def limited(num_bytes: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return limited
 
 
 RunValues = Callable[..., dict[str, Any]]

@@ -70,17 +70,25 @@ def test_a_base_without_weights_is_refused(tiny_folder: Path, tmp_path: Path) ->
         load_base(BaseConfig(source=str(tmp_path / "base")))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        ("bfloat16", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("float16", "float32"),
+        ("float16", "float16"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["dreambooth", "lora", "textual_inversion"])
 def test_trained_parameters_are_float32_over_a_half_precision_base(
-    tiny_folder: Path, run_values: Any, kind: str, precision: str
+    tiny_folder: Path, run_values: Any, kind: str, dtype: str, precision: str
 ) -> None:
     from finetune.config import build_run_config
     from finetune.run import prepare_folder, run_training
     from methods import load_method
 
-    base = load_base(BaseConfig(source=str(tiny_folder), dtype="bfloat16"))
-    values = run_values(kind, base={"dtype": "bfloat16"}, training={"precision": precision})
+    base = load_base(BaseConfig(source=str(tiny_folder), dtype=dtype))
+    values = run_values(kind, base={"dtype": dtype}, training={"precision": precision})
     config = build_run_config(values, load_method, "test")
     method = load_method(kind)(config.method)
     prepare_folder(config, resume=False, overwrite=False)
@@ -92,7 +100,7 @@ def test_trained_parameters_are_float32_over_a_half_precision_base(
     assert bool(latents.isfinite().all())
     method.detach(base)
     assert base.current_fingerprint() == base.fingerprint
-    assert {p.dtype for p in base.denoiser.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in base.denoiser.parameters()} == {getattr(torch, dtype)}
 
 
 def test_prompts_are_remembered_only_while_the_text_side_is_frozen(tiny_base: Any) -> None:
@@ -108,3 +116,23 @@ def test_prompts_are_remembered_only_while_the_text_side_is_frozen(tiny_base: An
     tiny_base.encode_prompts(["a dog"])
     assert len(calls) == 3
     hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("upcast", "expected"), [(True, torch.float32), (None, torch.float32), (False, torch.bfloat16)]
+)
+def test_an_autoencoder_stands_in_float32_unless_its_configuration_says_no(
+    tiny_folder: Path, tmp_path: Path, upcast: bool | None, expected: torch.dtype
+) -> None:
+    """None: the field is missing, as in Stable Diffusion 1.5; diffusers' default is true."""
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    path = tmp_path / "base" / "vae" / "config.json"
+    settings = {k: v for k, v in json.loads(path.read_text()).items() if k != "force_upcast"}
+    path.write_text(
+        json.dumps(settings if upcast is None else {**settings, "force_upcast": upcast})
+    )
+    base = load_base(BaseConfig(source=str(tmp_path / "base"), dtype="bfloat16"))
+    assert {p.dtype for p in base.components.vae.parameters()} == {expected}
+    assert {p.dtype for p in base.denoiser.parameters()} == {torch.bfloat16}
+    pixel_values = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
+    assert base.encode_images(pixel_values).mean.isfinite().all()

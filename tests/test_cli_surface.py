@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +18,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from finetune.cli import app
+from finetune.cli import app, reports_errors
 from finetune.config import build_run_config, parse_yaml
 from methods import METHODS, load_method
 
@@ -219,6 +222,49 @@ def test_inspect_takes_a_configuration(write_config: WriteConfig, photos_folder:
         assert sheet.size == (3 * 192, 192)
 
 
+def test_inspect_of_a_configuration_shows_what_the_loader_yields(
+    write_config: WriteConfig,
+) -> None:
+    config = write_config(training={"num_steps": 6, "batch_size": 2})
+    result = invoke("inspect", config, "data.flip_probability=1", "--output", "sheet.png")
+    assert result.exit_code == 0, result.output
+    assert "6 steps of 2 will show:" in result.stdout
+    photos = json.loads(Path("sheet.json").read_text())["training"]["photos"]
+    assert [photo["times"] for photo in photos] == [4, 4, 4]
+    assert [photo["mirrored_ways"] for photo in photos] == [1, 1, 1]
+    with Image.open("sheet-training.png") as sheet:
+        assert sheet.size == (3 * 192, 192 + 46)
+    # Without a size the base is asked for its own.
+    result = invoke("inspect", config, "data.size=null", "--output", "sheet.png")
+    assert "16 × 16  4 times" in result.stdout
+    assert "changes are for a configuration" in refusal("inspect", ".", "data.size=16")
+
+
+def test_buckets_and_class_pictures_exclude_each_other(write_config: WriteConfig) -> None:
+    config = write_config(data={"buckets": True}, prior={"kind": "class_images"})
+    for command in ("train", "inspect"):
+        message = refusal(command, config)
+        assert "class pictures are square" in message
+        assert "prior.kind=base_prediction" in message
+
+
+def test_a_run_says_where_its_class_pictures_come_from(
+    write_config: WriteConfig, photos_folder: Path, tmp_path: Path
+) -> None:
+    config = write_config(prior={"kind": "class_images", "num_images": 2})
+    assert invoke("train", config).exit_code == 0
+    told = json.loads((tmp_path / "run" / "class_pictures.json").read_text())
+    assert told["made_by"]["prompt"] == "a photo of a dog"
+    assert told["made_by"]["sampler"] == "sde-dpm-solver++"
+    assert len(told["pictures"]) == 2
+    own = invoke("train", config, f"prior.photos={photos_folder}", "--overwrite")
+    assert own.exit_code == 0, own.output
+    told = json.loads((tmp_path / "run" / "class_pictures.json").read_text())
+    assert [picture["file"] for picture in told["pictures"]] == ["0.png", "1.png", "2.png"]
+    gone = refusal("train", config, f"prior.photos={tmp_path / 'gone'}", "--overwrite")
+    assert gone.startswith("prior.photos: there is no folder")
+
+
 def test_mistake_in_the_photos_costs_no_run_folder(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
@@ -385,8 +431,8 @@ def test_resume_with_another_configuration_shows_the_difference(
     config = tmp_path / "config.yaml"
     message = refusal("train", config, "training.num_steps=9", "--resume", finished_run)
     assert "was started with another configuration" in message
-    changed = [line for line in message.splitlines() if line[:3] in {"-  ", "+  "}]
-    assert changed == ["-  num_steps: 1", "+  num_steps: 9"]
+    changed = [line for line in message.splitlines() if line.startswith(("-t", "+t"))]
+    assert changed == ["-training.num_steps: 1", "+training.num_steps: 9"]
     assert files_of(finished_run) == before
 
 
@@ -597,3 +643,43 @@ def test_export_to_a_full_disk_keeps_what_was_there(finished_run: Path, tmp_path
     assert "Traceback" not in result.stderr
     assert file.read_bytes() == before
     assert list(tmp_path.glob(".*partial")) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "picture.png could not be opened: Permission denied. Give yourself access"),
+        (errno.EISDIR, "picture.png could not be opened: Is a directory."),
+        (
+            errno.ENOSPC,
+            "picture.png could not be written: No space left on device. Free some space",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_called_by_its_name(
+    number: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise OSError(number, os.strerror(number), "picture.png")
+
+    with pytest.raises(typer.Exit) as caught:
+        reports_errors(command)()
+    assert caught.value.exit_code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_signal_outside_the_loop_ends_in_good_order(capsys: pytest.CaptureFixture[str]) -> None:
+    unwound = []
+
+    def command(number: int) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            unwound.append(number)
+
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with pytest.raises(typer.Exit) as caught:
+            reports_errors(command)(number)
+        assert caught.value.exit_code == code
+        assert "Stopped." in capsys.readouterr().err
+    assert unwound == [signal.SIGINT, signal.SIGTERM]

@@ -149,7 +149,7 @@ def test_all_errors_come_at_once() -> None:
 def test_error_tells_the_given_value_and_what_is_allowed() -> None:
     message = refusal(run_of(training={"num_steps": 0}, data={"crop": "left"}))
     assert "training.num_steps: input should be greater than 0 (given: 0)." in message
-    assert "data.crop: input should be 'center' or 'random' (given: 'left')." in message
+    assert "data.crop: input should be 'center', 'random' or 'subject' (given: 'left')." in message
 
 
 def test_missing_photos_are_named() -> None:
@@ -310,7 +310,10 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
     if path.name == "compare.yaml":
         comparison = validate(CompareConfig, values, str(path))
         runs = method_configs(comparison, load_method)
-        assert {run.method.kind for run in runs.values()} == set(METHODS)
+        # SD3 and FLUX learn no words; FLUX's DreamBooth fits on no single device.
+        without = {"sd35": {"textual_inversion"}, "flux": {"textual_inversion", "dreambooth"}}
+        expected = set(METHODS) - without.get(path.parent.name, set())
+        assert {run.method.kind for run in runs.values()} == expected
         assert len({run.training for run in map(RunConfigKey, runs.values())}) == 1
         data = comparison.data
     else:

@@ -41,15 +41,17 @@ FENCES: dict[str, tuple[str, ...]] = {
         "finetune/dual_encoder.py",
     ),
     "peft": ("methods/", "finetune/artifact.py"),
-    "accelerate": ("finetune/train.py", "finetune/checkpoint.py", "finetune/tracking.py"),
+    "accelerate": ("finetune/train.py", "finetune/tracking.py"),
     "datasets": ("data_prep/sources.py",),
+    "filelock": ("finetune/files.py",),
     "imagehash": ("data_prep/duplicates.py",),
     "pillow_heif": ("data_prep/kinds.py",),
     "mitsuba": ("data_prep/clay/",),
     "drjit": ("data_prep/clay/",),
     "skimage": ("data_prep/clay/",),
 }
-FENCES["transformers"] = FENCES["diffusers"]
+FENCES["transformers"] = (*FENCES["diffusers"], "finetune/captioner.py", "finetune/optim.py")
+FENCES["bitsandbytes"] = FENCES["prodigyopt"] = ("finetune/optim.py",)
 
 
 def imported_modules(source: str) -> set[str]:

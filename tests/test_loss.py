@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,3 +83,37 @@ def test_min_snr_scales_each_sample_by_its_weight(tiny_base: Any) -> None:
     bar = tiny_base.noise_process.alphas_cumprod[timesteps]
     snr = bar / (1 - bar)
     torch.testing.assert_close(weighted / plain, snr.clamp(max=5) / (snr + 1))
+
+
+def test_masked_loss_by_hand(tiny_base: Any) -> None:
+    """The mean over places with weights, against a mean written out from the network's answer."""
+    weights = torch.zeros(2, 1, 8, 8)
+    weights[0, :, :4] = 2.0  # the upper half alone, mean 1
+    weights[1] = 1.0
+    batch = batch_of(roles="ii", indices=[0, 1])
+    objective = Objective(LossConfig(), seed=3)
+    plain = objective.per_sample(tiny_base, batch)
+    masked = objective.per_sample(tiny_base, replace(batch, weights=weights))
+    draws, process = Draws(3, batch), tiny_base.noise_process
+    latents, noise = batch.moments.sample(draws.normal("posterior")), draws.normal("noise")
+    timesteps = process.timesteps_from_uniform(draws.uniform("timesteps"))
+    with torch.no_grad():
+        answer = tiny_base.denoise(
+            process.add_noise(latents, noise, timesteps),
+            timesteps,
+            tiny_base.encode_prompts(batch.prompts),
+            batch,
+        )
+    error = (answer - process.target(latents, noise, timesteps)).square()
+    torch.testing.assert_close(masked[0], error[0, :, :4].mean())
+    torch.testing.assert_close(masked[1], plain[1])
+    assert float((masked[0] - plain[0]).abs()) > 1e-3
+
+
+def test_weights_of_one_change_no_bit(tiny_base: Any) -> None:
+    batch = batch_of(roles="ic", indices=[0, 0])
+    objective = Objective(LossConfig(), seed=3)
+    full = replace(batch, weights=torch.ones(2, 1, 8, 8))
+    assert torch.equal(
+        objective.per_sample(tiny_base, full), objective.per_sample(tiny_base, batch)
+    )

@@ -12,11 +12,15 @@ SCORER = "clay-clip"
 """Folder of the embedded CLIP model that scores pictures."""
 
 
-_WANTED = ["model_index.json", "scheduler/*.json", "tokenizer*/*.json", "tokenizer*/*.txt"] + [
-    f"{folder}/*.{suffix}"
-    for folder in ("text_encoder*", "unet", "transformer", "vae")
-    for suffix in ("json", "safetensors")
+_NETWORKS = ("text_encoder*", "unet", "transformer", "vae")
+_CONFIGURATIONS = [
+    "model_index.json",
+    "scheduler/*.json",
+    "tokenizer*/*.json",
+    "tokenizer*/*.txt",
+    *(f"{folder}/*.json" for folder in _NETWORKS),
 ]
+_WANTED = [*_CONFIGURATIONS, *(f"{folder}/*.safetensors" for folder in _NETWORKS)]
 _UNWANTED = ["*fp16*", "*non_ema*"]
 """What a pipeline folder is read from; repositories hold several times as much."""
 
@@ -31,11 +35,13 @@ def resolve_base(
     *,
     revision: str | None = None,
     only_index: bool = False,
+    weights: bool = True,
     without: Collection[str] = (),
 ) -> Path:
     """Folder or file of the base `source`; a Hub id is downloaded, or taken from the local cache.
 
-    With `only_index` no more than its model_index.json is; `without` names networks that are not.
+    With `only_index` no more than its model_index.json is, without `weights` no weights are; `without`
+    names networks that are not.
 
     Raises `ArtifactError` where there is nothing of that name.
     """
@@ -52,11 +58,12 @@ def resolve_base(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    wanted = _WANTED if weights else _CONFIGURATIONS
     try:
         folder = snapshot_download(
             source,
             revision=revision,
-            allow_patterns=["model_index.json"] if only_index else _WANTED,
+            allow_patterns=["model_index.json"] if only_index else wanted,
             ignore_patterns=[*_UNWANTED, *(f"{name}/*" for name in without)],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

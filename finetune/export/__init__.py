@@ -12,7 +12,6 @@ from torch import Tensor
 
 from finetune.artifact import NOTE, WEIGHT_FILES, Artifact, find_artifact, read_artifact
 from finetune.base import DTYPES
-from finetune.checkpoint import atomic_folder
 from finetune.errors import ArtifactError, did_you_mean
 from finetune.export import a1111, kohya, single_file
 from finetune.export.headers import Header, save_tensors
@@ -20,6 +19,7 @@ from finetune.export.low_rank import read_diffusers
 from finetune.export.reading import read_safetensors
 from finetune.families import family_named
 from finetune.families.base import ForeignNames
+from finetune.files import atomic_folder
 from finetune.method import ArtifactFormat
 
 

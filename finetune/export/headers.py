@@ -28,6 +28,13 @@ def version_of(names: ForeignNames, width: int | None) -> ModelVersion:
     return names.versions.get(width or 0, names.default_version)
 
 
+def public_name(note: Artifact) -> str:
+    """The base's name for files that are passed on: a Hub id whole, of a path the last part only."""
+    source = str(note.base["source"])
+    is_path = Path(source).is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+    return Path(source).name if is_path else source
+
+
 def model_spec(
     note: Artifact, version: ModelVersion, title: str, *, kind: str, state: Mapping[str, Tensor]
 ) -> Header:
@@ -42,7 +49,7 @@ def model_spec(
         ),
         "modelspec.title": title,
         "modelspec.resolution": f"{note.size}x{note.size}",
-        "modelspec.description": f"{note.method['kind']} on {note.base['source']}, by {note.made_by}",
+        "modelspec.description": f"{note.method['kind']} on {public_name(note)}, by {note.made_by}",
         "modelspec.trigger_phrase": note.subject.strip(),
         "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
         "modelspec.hash_sha256": f"0x{tensor_hash(state)}",
@@ -62,7 +69,7 @@ def kohya_header(
         "ss_network_alpha": str(alphas[0]) if len(alphas) == 1 else "Dynamic",
         "ss_network_args": json.dumps({}),
         "ss_output_name": title,
-        "ss_sd_model_name": str(note.base["source"]),
+        "ss_sd_model_name": public_name(note),
         "ss_resolution": f"({note.size}, {note.size})",
         "ss_tag_frequency": json.dumps({f"1_{subject}": {subject: 1}}),
     }
@@ -84,7 +91,7 @@ def trigger_phrase(header: Mapping[str, str]) -> str | None:
     try:
         folders = json.loads(header.get("ss_tag_frequency", "{}"))
         tags = {tag for frequencies in folders.values() for tag in frequencies}
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return None
     return str(tags.pop()).strip() if len(tags) == 1 else None
 

@@ -134,7 +134,7 @@ def read_diffusers(state: Mapping[str, Tensor], header: Mapping[str, str]) -> Up
             for place, tensors in parts.items()
             if f"{place[0]}.lora_alpha" in settings and "down" in tensors
         }
-    except (ValueError, TypeError, AttributeError, re.error) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
         raise ArtifactError(f"The file's adapter metadata cannot be read: {error}.") from error
     return collect_updates(parts, alphas)
 

@@ -26,6 +26,19 @@ def find_family(model_index: dict[str, object], source: str) -> ModelFamily:
 
     Raises `ArtifactError` for a pipeline of another class, and for one with code of its own.
     """
+    require_known_libraries(model_index, source)
+    for family in FAMILIES:
+        if family.matches(model_index):
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    raise ArtifactError(
+        f"{source} is a {model_index.get('_class_name', 'pipeline of unknown class')}; "
+        f"this version trains {known} bases. Name one of those under base.source."
+    )
+
+
+def require_known_libraries(model_index: dict[str, object], source: str) -> None:
+    """Raise `ArtifactError` if a model_index.json names code of other packages, or of its own."""
     for name, part in model_index.items():
         if not isinstance(part, list) or not part or part[0] is None:
             continue
@@ -35,14 +48,6 @@ def find_family(model_index: dict[str, object], source: str) -> ModelFamily:
                 f"{source} brings code of its own for {what} ({'.'.join(str(p) for p in part)}), which is "
                 "never run. Use a checkpoint of diffusers' own classes."
             )
-    for family in FAMILIES:
-        if family.matches(model_index):
-            return family
-    known = ", ".join(family.name for family in FAMILIES)
-    raise ArtifactError(
-        f"{source} is a {model_index.get('_class_name', 'pipeline of unknown class')}; "
-        f"this version trains {known} bases. Name one of those under base.source."
-    )
 
 
 def find_single_file_family(keys: Collection[str], source: str) -> ModelFamily:

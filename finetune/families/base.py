@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
@@ -34,6 +34,20 @@ class Components:
         return {**self.text_encoders, "vae": self.vae, denoiser_name: self.denoiser}
 
 
+QuantizationName = Literal["int8", "nf4"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the networks of a base are read."""
+
+    dtype: torch.dtype
+    quantization: QuantizationName | None = None
+    """What the denoiser's and the T5's weights are rounded to, by bitsandbytes."""
+    weights: bool = True
+    """False makes networks of the right shapes on the meta device, from their configurations alone."""
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """What the denoiser is told about the prompts; only the family opens it."""
@@ -47,6 +61,10 @@ class Conditioning:
         return Conditioning(
             {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
         )
+
+    def to(self, device: torch.device) -> Conditioning:
+        """The same, on `device`."""
+        return Conditioning({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -101,8 +119,14 @@ class ModelFamily(ABC):
     """Text encoder that methods may train -> its tokenizer."""
     why_no_new_words: str | None = None
     """Why no new word can be taught to its text encoders; None where it can."""
+    t5_name: str | None = None
+    """Pipeline name of its T5, where it has one."""
     optional_components: tuple[str, ...] = ()
     """Networks that a base may lack, or that may be left out."""
+    repeated_blocks: tuple[str, ...]
+    """Classes of the denoiser's blocks that regional compilation compiles, once for all of a kind."""
+    takes_negative_prompts: bool = True
+    """Whether its pipeline is guided away from a prompt."""
     flow_matching: bool = False
     """Whether its noise process is rectified flow, sampled by steps of its own scheduler."""
     foreign_names: ForeignNames | None = None
@@ -118,6 +142,11 @@ class ModelFamily(ABC):
                 names.append(self.denoiser_name if role == "denoiser" else role)
         return tuple(names)
 
+    @property
+    def large_components(self) -> tuple[str, ...]:
+        """Those that `base.quantization` rounds: the denoiser and the T5; the others are small."""
+        return tuple(filter(None, (self.denoiser_name, self.t5_name)))
+
     @abstractmethod
     def matches(self, model_index: dict[str, object]) -> bool:
         """Whether a checkpoint with this model_index.json belongs to the family."""
@@ -127,9 +156,7 @@ class ModelFamily(ABC):
         """Whether a single-file checkpoint with these tensor names belongs to the family."""
 
     @abstractmethod
-    def load(
-        self, source: Path, *, dtype: torch.dtype, without: Collection[str] = ()
-    ) -> Components:
+    def load(self, source: Path, reading: Reading, *, without: Collection[str] = ()) -> Components:
         """Read a diffusers folder; networks are frozen and in eval mode.
 
         Of `optional_components`, those in `without` and those that the folder lacks are left out.

@@ -22,8 +22,8 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from data_prep.batch import Batch, Moments
 from finetune.diffusion import RectifiedFlow
-from finetune.errors import ArtifactError, ConfigError
-from finetune.families.base import Components, Conditioning, ModelFamily
+from finetune.errors import ArtifactError
+from finetune.families.base import Components, Conditioning, ModelFamily, Reading
 from finetune.families.parts import (
     CLIP_ATTENTION,
     JOINT_ATTENTION,
@@ -78,12 +78,15 @@ class Flux(ModelFamily):
     name = "flux"
     title = "FLUX.1"
     denoiser_name = "transformer"
+    repeated_blocks = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
+    t5_name = "text_encoder_2"
     trainable_text_encoders = {"text_encoder": "tokenizer"}
     why_no_new_words = (
         "its prompts are read by a T5 (text_encoder_2), which has no place for a new word; use lora or "
         "dreambooth"
     )
     flow_matching = True
+    takes_negative_prompts = False
 
     def matches(self, model_index: dict[str, object]) -> bool:
         """True for `FluxPipeline` checkpoints."""
@@ -93,23 +96,21 @@ class Flux(ModelFamily):
         """False: single files of this family hold the transformer only."""
         return False
 
-    def load(
-        self, source: Path, *, dtype: torch.dtype, without: Collection[str] = ()
-    ) -> Components:
+    def load(self, source: Path, reading: Reading, *, without: Collection[str] = ()) -> Components:
         """Read the seven folders of a pipeline; safetensors only."""
         classes = {
             "text_encoder": CLIPTextModel,
             "text_encoder_2": T5EncoderModel,
             "transformer": FluxTransformer2DModel,
         }
-        networks = read_networks(source, classes, dtype=dtype)
+        networks = read_networks(source, classes, reading, large=self.large_components)
         components = Components(
             tokenizers={
                 "tokenizer": CLIPTokenizer.from_pretrained(source / "tokenizer"),
                 "tokenizer_2": T5TokenizerFast.from_pretrained(source / "tokenizer_2"),
             },
             text_encoders={name: networks[name] for name in ("text_encoder", "text_encoder_2")},
-            vae=read_vae(source, dtype=dtype),
+            vae=read_vae(source, reading),
             denoiser=networks["transformer"],
             scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(source / "scheduler"),
         )
@@ -192,12 +193,7 @@ class Flux(ModelFamily):
         guidance_scale: float,
         generators: Sequence[torch.Generator],
     ) -> Float[Tensor, "batch channels height width"]:
-        """One call of the pipeline; guidance is what the transformer is told. No negative prompts."""
-        if negative_prompt:
-            raise ConfigError(
-                "sampling.negative_prompt: FLUX steers by a number that it is told, not away from another "
-                "prompt. Leave it empty."
-            )
+        """One call of the pipeline; guidance is what the transformer is told. Knows no negative prompts."""
         packed: Tensor = pipe(
             prompt=list(prompts),
             num_inference_steps=num_steps,

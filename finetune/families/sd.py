@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDPMScheduler,
     DiffusionPipeline,
     StableDiffusionPipeline,
@@ -26,6 +25,7 @@ from finetune.families.base import (
     ForeignNames,
     ModelFamily,
     ModelVersion,
+    Reading,
 )
 from finetune.families.parts import (
     CLIP_ATTENTION,
@@ -37,6 +37,7 @@ from finetune.families.parts import (
     frozen,
     latent_shape,
     read_networks,
+    read_vae,
     run_pipeline,
     scaled_moments,
     vae_factor,
@@ -61,6 +62,7 @@ class StableDiffusion(ModelFamily):
     name = "sd"
     title = "Stable Diffusion 1.x and 2.x, clay"
     denoiser_name = "unet"
+    repeated_blocks = ("BasicTransformerBlock",)
     trainable_text_encoders = {"text_encoder": "tokenizer"}
     foreign_names = ForeignNames(
         kohya_prefixes={"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1")},
@@ -83,20 +85,17 @@ class StableDiffusion(ModelFamily):
         """True for the original layouts of 1.x and 2.x."""
         return any(key.startswith("cond_stage_model.") for key in keys)
 
-    def load(
-        self, source: Path, *, dtype: torch.dtype, without: Collection[str] = ()
-    ) -> Components:
+    def load(self, source: Path, reading: Reading, *, without: Collection[str] = ()) -> Components:
         """Read the five folders of a pipeline; safetensors only."""
         classes = {
             "text_encoder": CLIPTextModel,
-            "vae": AutoencoderKL,
             "unet": UNet2DConditionModel,
         }
-        networks = read_networks(source, classes, dtype=dtype)
+        networks = read_networks(source, classes, reading, large=self.large_components)
         components = Components(
             tokenizers={"tokenizer": CLIPTokenizer.from_pretrained(source / "tokenizer")},
             text_encoders={"text_encoder": networks["text_encoder"]},
-            vae=networks["vae"],
+            vae=read_vae(source, reading),
             denoiser=networks["unet"],
             scheduler=DDPMScheduler.from_pretrained(source / "scheduler"),
         )
@@ -106,13 +105,21 @@ class StableDiffusion(ModelFamily):
         self, path: Path, *, config: Path | None, dtype: torch.dtype
     ) -> Components:
         """Read an original-layout `.safetensors` checkpoint through diffusers."""
-        pipe = StableDiffusionPipeline.from_single_file(
-            str(path),
-            config=None if config is None else str(config),
-            torch_dtype=dtype,
-            local_files_only=config is not None,
-            safety_checker=None,
-        )
+
+        def read(dtype: torch.dtype, **parts: Any) -> Any:
+            return StableDiffusionPipeline.from_single_file(
+                str(path),
+                config=None if config is None else str(config),
+                torch_dtype=dtype,
+                local_files_only=config is not None,
+                safety_checker=None,
+                **parts,
+            )
+
+        pipe = read(dtype)
+        if pipe.vae.config.force_upcast and dtype != torch.float32:
+            others = {n: part for n, part in pipe.components.items() if part and n != "vae"}
+            pipe.vae = read(torch.float32, **others).vae
         components = Components(
             tokenizers={"tokenizer": pipe.tokenizer},
             text_encoders={"text_encoder": pipe.text_encoder},

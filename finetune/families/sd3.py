@@ -26,7 +26,7 @@ from transformers import (
 from data_prep.batch import Batch, Moments
 from finetune.diffusion import RectifiedFlow
 from finetune.errors import ArtifactError
-from finetune.families.base import Components, Conditioning, ModelFamily
+from finetune.families.base import Components, Conditioning, ModelFamily, Reading
 from finetune.families.parts import (
     CLIP_ATTENTION,
     JOINT_ATTENTION,
@@ -55,6 +55,8 @@ class StableDiffusion3(ModelFamily):
     name = "sd3"
     title = "Stable Diffusion 3 and 3.5"
     denoiser_name = "transformer"
+    repeated_blocks = ("JointTransformerBlock",)
+    t5_name = "text_encoder_3"
     trainable_text_encoders = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     why_no_new_words = (
         "its T5 (text_encoder_3) has no place for a new word, and diffusers' pipeline of this family reads "
@@ -71,9 +73,7 @@ class StableDiffusion3(ModelFamily):
         """False: single files of this family leave their text encoders and configurations out."""
         return False
 
-    def load(
-        self, source: Path, *, dtype: torch.dtype, without: Collection[str] = ()
-    ) -> Components:
+    def load(self, source: Path, reading: Reading, *, without: Collection[str] = ()) -> Components:
         """Read the folders of a pipeline; safetensors only."""
         classes: dict[str, Any] = {
             "text_encoder": CLIPTextModelWithProjection,
@@ -85,11 +85,11 @@ class StableDiffusion3(ModelFamily):
         if "text_encoder_3" not in without and (index.get("text_encoder_3") or [None])[0]:
             classes["text_encoder_3"] = T5EncoderModel
             tokenizers["tokenizer_3"] = T5TokenizerFast
-        networks = read_networks(source, classes, dtype=dtype)
+        networks = read_networks(source, classes, reading, large=self.large_components)
         components = Components(
             tokenizers={n: kind.from_pretrained(source / n) for n, kind in tokenizers.items()},
             text_encoders={name: networks[name] for name in classes if name != "transformer"},
-            vae=read_vae(source, dtype=dtype),
+            vae=read_vae(source, reading),
             denoiser=networks["transformer"],
             scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(source / "scheduler"),
         )

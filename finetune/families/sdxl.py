@@ -25,6 +25,7 @@ from finetune.families.base import (
     ForeignNames,
     ModelFamily,
     ModelVersion,
+    Reading,
 )
 from finetune.families.parts import (
     CLIP_ATTENTION,
@@ -61,6 +62,7 @@ class StableDiffusionXL(ModelFamily):
     name = "sdxl"
     title = "Stable Diffusion XL"
     denoiser_name = "unet"
+    repeated_blocks = ("BasicTransformerBlock",)
     trainable_text_encoders = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     foreign_names = ForeignNames(
         kohya_prefixes={
@@ -89,21 +91,19 @@ class StableDiffusionXL(ModelFamily):
         root = "conditioner.embedders.0.transformer."
         return any(key.startswith(root) for key in keys)
 
-    def load(
-        self, source: Path, *, dtype: torch.dtype, without: Collection[str] = ()
-    ) -> Components:
+    def load(self, source: Path, reading: Reading, *, without: Collection[str] = ()) -> Components:
         """Read the seven folders of a pipeline; safetensors only."""
         classes = {
             "text_encoder": CLIPTextModel,
             "text_encoder_2": CLIPTextModelWithProjection,
             "unet": UNet2DConditionModel,
         }
-        networks = read_networks(source, classes, dtype=dtype)
+        networks = read_networks(source, classes, reading, large=self.large_components)
         encoders = self.trainable_text_encoders
         components = Components(
             tokenizers={n: CLIPTokenizer.from_pretrained(source / n) for n in encoders.values()},
             text_encoders={name: networks[name] for name in encoders},
-            vae=read_vae(source, dtype=dtype),
+            vae=read_vae(source, reading),
             denoiser=networks["unet"],
             scheduler=DDPMScheduler.from_pretrained(source / "scheduler"),
             pipeline_settings={_ZEROS: read_model_index(source).get(_ZEROS, True)},

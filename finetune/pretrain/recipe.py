@@ -13,10 +13,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from data_prep.clay.world import all_words
 from data_prep.config import Section
-from finetune.checkpoint import atomic_folder
 from finetune.dual_encoder import CONFIG as DUAL_ENCODER_CONFIG
 from finetune.dual_encoder import DualEncoder
 from finetune.errors import ArtifactError
+from finetune.files import atomic_folder
 from finetune.pretrain.autoencoder import AutoencoderConfig, AutoencoderStage
 from finetune.pretrain.contrast import ContrastConfig, ContrastStage
 from finetune.pretrain.data import Pictures, load_pictures

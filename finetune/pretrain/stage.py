@@ -19,9 +19,11 @@ from finetune.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    sweep,
     with_prefix,
     without_prefix,
 )
+from finetune.interrupt import exit_code, interruptible
 from finetune.optim import (
     ExponentialMovingAverage,
     build_adamw,
@@ -76,8 +78,8 @@ def run_stage(
 ) -> Iterator[int]:
     """Train `stage` to `config.num_steps`, resuming what `folder` holds; yields each step done.
 
-    Stops early, with a checkpoint, after `max_minutes`. On the way out the modules hold the moving
-    average of the weights.
+    Stops early, with a checkpoint, after `max_minutes`, and at Ctrl-C or SIGTERM, which end the program.
+    On the way out the modules hold the moving average of the weights.
     """
     started = time.monotonic()
     parameters = list(stage.modules.parameters())
@@ -87,7 +89,8 @@ def run_stage(
         eps=1e-8,
     )
     average = ExponentialMovingAverage(parameters, decay=config.ema_decay)
-    step = 0
+    step = saved = 0
+    sweep(folder / "checkpoints")
     checkpoint, problems = latest_checkpoint(folder / "checkpoints")
     for problem in problems:
         tqdm.write(f"Skipping a damaged checkpoint: {problem}")
@@ -96,9 +99,11 @@ def run_stage(
         stage.modules.load_state_dict(without_prefix("weights", tensors))
         load_optimizer_tensors(optimizer, without_prefix("optimizer", tensors))
         average.averages = [tensors[f"ema/{index}"] for index in range(len(parameters))]
-        step = average.num_updates = int(state["step"])
+        step = saved = average.num_updates = int(state["step"])
 
     def save() -> None:
+        nonlocal saved
+        saved = step
         tensors = {
             **with_prefix("weights", stage.modules.state_dict()),
             **with_prefix("optimizer", optimizer_tensors(optimizer)),
@@ -112,8 +117,9 @@ def run_stage(
     with (
         log,
         tqdm(total=config.num_steps, initial=step, desc=stage.name, mininterval=5) as progress,
+        interruptible() as interrupted,
     ):
-        while step < config.num_steps:
+        while step < config.num_steps and not interrupted():
             if max_minutes is not None and time.monotonic() - started > 60 * max_minutes:
                 break
             factor = learning_rate_factor(
@@ -145,7 +151,10 @@ def run_stage(
                 average.swap(parameters)
             progress.update()
             yield step
-    save()
+        if step > saved:
+            save()
+        if interrupted():
+            raise SystemExit(exit_code(interrupted()))
     average.swap(parameters)
     stage.sample(folder / "sample-last.png")
 

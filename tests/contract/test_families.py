@@ -306,7 +306,7 @@ def test_sdxl_time_ids_of_a_photo_are_its_own(
     family_folders: Any, run_values: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a photo 30 × 20 resized to 24 × 16, and of class pictures, which are whole and of 16 × 16."""
-    from finetune.run import build_data
+    from finetune.examples import build_data
 
     folder = family_folders("sdxl")
     base = load_base(BaseConfig(source=str(folder)))
@@ -331,6 +331,50 @@ def test_sdxl_time_ids_of_a_photo_are_its_own(
             else:
                 assert (height, width, top, left) == (20, 20, 0, 0)
     hook.remove()
+
+
+def test_latents_that_are_not_square_are_denoised(family_folders: Any, family: str) -> None:
+    """Each example has its own answer, whatever stands beside it, in the shape of its latents."""
+    base = load_base(BaseConfig(source=str(family_folders(family))))
+    channels = base.family.latent_shape(base.components, 16)[0]
+    for height, width in ((4, 8), (8, 4)):
+        batch = some_batch((channels, height, width))
+        whole = answer_of_batch(base, batch)
+        assert whole.shape == batch.moments.mean.shape
+        alone = answer_of_batch(base, batch[[1]])
+        torch.testing.assert_close(whole[[1]], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_sdxl_is_told_the_shape_of_the_bucket(family_folders: Any, run_values: Any) -> None:
+    """Of a photo 30 × 20 in its bucket, 48 × 32 of a square of 48; the others are square."""
+    from finetune.examples import build_data
+
+    folder = family_folders("sdxl")
+    base = load_base(BaseConfig(source=str(folder)))
+    config, method = start(
+        run_values,
+        "dreambooth",
+        folder,
+        data={"size": 48, "buckets": True},
+        prior={"kind": "base_prediction"},
+    )
+    data = build_data(base, method, config)
+    seen: list[torch.Tensor] = []
+    hook = base.denoiser.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["added_cond_kwargs"]["time_ids"]),
+        with_kwargs=True,
+    )
+    targets = set()
+    for step in range(6):
+        answer_of_batch(base, data.micro_batch(step, num_micro=1, micro=0))
+        for height, width, *_, target_height, target_width in seen.pop().tolist():
+            targets.add((height, width, target_height, target_width))
+    hook.remove()
+    assert targets == {(20, 20, 48, 48), (20, 30, *WIDE_BUCKET)}
+
+
+WIDE_BUCKET = (32, 64)
+"""log 1.5 is nearer to log 2 than to 0."""
 
 
 def answer_of_batch(base: Any, batch: Batch) -> torch.Tensor:
@@ -413,8 +457,8 @@ def test_base_prediction_prior_starts_at_zero(
     family_folders: Any, run_values: Any, family: str, kind: str
 ) -> None:
     """The frozen base is asked with the class examples' own sizes and crops."""
+    from finetune.examples import build_data
     from finetune.loss import LossConfig, Objective
-    from finetune.run import build_data
 
     base = load_base(BaseConfig(source=str(family_folders(family))))
     config, method = start(
@@ -578,7 +622,7 @@ def test_textual_inversion_into_a_t5_is_refused_with_the_reason(
 def test_sizes_that_cannot_be_cut_into_patches_are_refused(
     family_folders: Any, run_values: Any, name: str
 ) -> None:
-    from finetune.run import build_data
+    from finetune.examples import build_data
 
     base = load_base(BaseConfig(source=str(family_folders(name))))
     config, method = start(run_values, "lora", family_folders(name))
@@ -590,7 +634,7 @@ def test_sizes_that_cannot_be_cut_into_patches_are_refused(
 def test_flux_takes_no_negative_prompt(family_folders: Any) -> None:
     base = load_base(BaseConfig(source=str(family_folders("flux"))))
     sampling = SAMPLING.model_copy(update={"negative_prompt": "ugly"})
-    with pytest.raises(ConfigError, match=r"sampling\.negative_prompt: FLUX steers by a number"):
+    with pytest.raises(ConfigError, match=r"sampling\.negative_prompt: FLUX.1 steers by a number"):
         generate_latents(base, ["a dog"], [0], sampling)
 
 

@@ -108,7 +108,8 @@ def ours(
     kind: str, run_values: Any, base: Any, photos: Path, **method: Any
 ) -> tuple[Any, Any, Any]:
     from finetune.config import build_run_config
-    from finetune.run import build_data, prepare_folder, run_training
+    from finetune.examples import build_data
+    from finetune.run import prepare_folder, run_training
     from methods import load_method
 
     values = run_values(

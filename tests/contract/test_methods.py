@@ -11,8 +11,9 @@ import torch
 from finetune.artifact import attach, read_artifact
 from finetune.config import build_run_config
 from finetune.errors import ConfigError
+from finetune.examples import build_data
 from finetune.generate import SamplingConfig, generate_latents
-from finetune.run import build_data, prepare_folder, run_training
+from finetune.run import prepare_folder, run_training
 from finetune.train import check_parameter_groups
 from methods import METHODS, load_method
 

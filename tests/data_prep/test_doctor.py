@@ -82,7 +82,7 @@ def test_contact_sheet_shows_the_crops_in_order(inspection: Inspection) -> None:
 
 
 def test_crops_are_those_of_training(tmp_path: Path) -> None:
-    from data_prep.decode import decode_all
+    from data_prep.decode import decode_each
     from data_prep.sources import read_records
     from data_prep.transforms import crop_square
 
@@ -92,7 +92,7 @@ def test_crops_are_those_of_training(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
     config = DataConfig(photos=str(tmp_path))
     (checkup,) = inspect_photos(config, size=192).checkups
-    (photo,) = decode_all(read_records(config))
+    (photo,) = decode_each(read_records(config))
     assert checkup.crop is not None
     assert np.array_equal(np.asarray(checkup.crop), np.asarray(crop_square(photo.image, 192)[0]))
 

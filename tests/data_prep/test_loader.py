@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +18,12 @@ from torch import Tensor
 
 from data_prep.batch import Batch, Moments
 from data_prep.cache import TensorCache
+from data_prep.class_images import ClassPictures
 from data_prep.config import DataConfig
 from data_prep.decode import Photo
-from data_prep.loader import InstanceSet, TrainingData, Variant, encode_photos, variants_of
-from data_prep.transforms import to_pixel_values
+from data_prep.instances import InstanceSet, Variant, encode_photos, variants_of
+from data_prep.loader import TrainingData
+from data_prep.transforms import crop_square, jittered, to_pixel_values
 
 SIZE = 8
 
@@ -78,10 +85,19 @@ def training_data(
         instances,
         seed=seed,
         batch_size=batch_size,
-        class_moments=pictures if prior == "class_images" else None,
+        class_pictures=ClassPictures(pictures, [(SIZE, SIZE)] * 4, [(0, 0)] * 4, {})
+        if prior == "class_images"
+        else None,
         class_prompt=None if prior == "none" else "a photo of a dog",
         instances_as_class=prior == "base_prediction",
     )
+
+
+def assert_same_moments(first: InstanceSet, second: InstanceSet) -> None:
+    assert first.views.keys() == second.views.keys()
+    for key, view in first.views.items():
+        assert torch.equal(view.moments.mean, second.views[key].moments.mean)
+        assert torch.equal(view.moments.std, second.views[key].moments.std)
 
 
 def photos_seen(data: TrainingData, steps: range) -> list[int]:
@@ -184,12 +200,12 @@ def test_corner_of_a_mirrored_crop_is_that_in_the_mirrored_picture(tmp_path: Pat
     picture = photo(0, (2 * SIZE + 3, SIZE))
     instances = encoded([picture], tmp_path, crop="random", flip_probability=0.5)
     whole = to_pixel_values(picture.image)
-    assert len(instances.corners) == 18
-    for (_, variant), (top, left) in instances.corners.items():
+    assert len(instances.views) == 18
+    for (_, variant), view in instances.views.items():
+        top, left = view.corner
         shown = whole.flip(2) if variant.mirrored else whole
         crop = shown[None, :, top : top + SIZE, left : left + SIZE]
-        row = instances.rows[0, variant]
-        torch.testing.assert_close(instances.moments.mean[row], Encoder()(crop).mean[0])
+        torch.testing.assert_close(view.moments.mean, Encoder()(crop).mean)
 
 
 def test_some_examples_of_a_batch_keep_all_that_is_theirs(tmp_path: Path) -> None:
@@ -212,18 +228,33 @@ def test_every_class_picture_comes_once_per_epoch(tmp_path: Path) -> None:
 
 def test_photos_under_the_class_prompt_are_photos(tmp_path: Path) -> None:
     data = training_data(tmp_path, prior="base_prediction")
-    known = {tuple(row.flatten().tolist()) for row in data.instances.moments.mean}
+    views = data.instances.views.values()
+    known = {tuple(view.moments.mean.flatten().tolist()) for view in views}
     batches = [data.micro_batch(step, num_micro=1, micro=0) for step in range(5)]
     rows = [tuple(row.flatten().tolist()) for b in batches for row in b.moments.mean[2:]]
     assert set(rows[:5]) == set(rows[5:]) == known
     assert {p for b in batches for p in b.prompts[2:]} == {"a photo of a dog"}
 
 
+def test_prompts_are_all_that_batches_hold(tmp_path: Path) -> None:
+    """What is encoded beforehand: mirrored captions, the class prompt and the empty one included."""
+    photos = [replace(photo(0), caption="a {subject} on the left"), replace(photo(1), caption=None)]
+    settings = {"flip_probability": 0.5, "caption_dropout": 0.3, "prompt": ("a {subject}", "one")}
+    instances = encoded(photos, tmp_path, **settings)
+    config = DataConfig(photos="photos", class_noun="dog", **settings)
+    data = TrainingData(
+        config, instances, seed=0, batch_size=4, class_prompt="a dog", instances_as_class=True
+    )
+    batches = [data.micro_batch(step, num_micro=1, micro=0) for step in range(40)]
+    assert {prompt for batch in batches for prompt in batch.prompts} == set(data.prompts)
+    assert "a sks dog on the right" in data.prompts
+    assert len(data.prompts) == 6
+
+
 def flipped_share(data: TrainingData, num_steps: int) -> float:
-    rows = {row: variant.mirrored for (_, variant), row in data.instances.rows.items()}
     table = {
-        tuple(data.instances.moments.mean[row].flatten().tolist()): mirrored
-        for row, mirrored in rows.items()
+        tuple(view.moments.mean.flatten().tolist()): variant.mirrored
+        for (_, variant), view in data.instances.views.items()
     }
     flipped = 0
     for step in range(num_steps):
@@ -243,7 +274,7 @@ def test_photos_are_flipped_at_the_stated_probability(
 
 def test_mirrored_moments_are_those_of_the_mirrored_picture(tmp_path: Path) -> None:
     instances = encoded([photo(0)], tmp_path, flip_probability=0.5)
-    plain, mirrored = (instances.moments.mean[instances.rows[0, Variant(4, f)]] for f in (0, 1))
+    plain, mirrored = (instances.views[0, Variant(0, f)].moments.mean for f in (False, True))
     torch.testing.assert_close(mirrored, plain.flip(-1), atol=1e-6, rtol=0)
     assert not torch.equal(mirrored, plain)
 
@@ -268,7 +299,7 @@ def test_random_crops_draw_all_nine_positions_alike(tmp_path: Path) -> None:
 
 def test_only_variants_that_can_be_drawn_are_encoded() -> None:
     def count(size_wh: tuple[int, int], **settings: object) -> int:
-        return len(variants_of(photo(0, size_wh), DataConfig(photos="photos", **settings)))
+        return len(variants_of(photo(0, size_wh), DataConfig(photos="photos", **settings), SIZE))
 
     assert count((10, 10)) == 1
     assert count((10, 10), crop="random") == 1
@@ -290,8 +321,7 @@ def test_moments_come_from_the_cache_the_second_time(tmp_path: Path) -> None:
     assert encoder.calls == 2 + 18
     second = encoded(photos, tmp_path, encoder=encoder, crop="random", flip_probability=0.5)
     assert encoder.calls == 20
-    assert torch.equal(first.moments.mean, second.moments.mean)
-    assert torch.equal(first.moments.std, second.moments.std)
+    assert_same_moments(first, second)
 
 
 def test_cache_key_changes_with_pixels_and_encoder(tmp_path: Path) -> None:
@@ -301,7 +331,7 @@ def test_cache_key_changes_with_pixels_and_encoder(tmp_path: Path) -> None:
     changed.image.putpixel((5, 5), (0, 0, 0))
     other = encoded([changed], tmp_path, encoder=encoder)
     assert encoder.calls == 2
-    assert not torch.equal(original.moments.mean, other.moments.mean)
+    assert original.contents != other.contents
     encoded([photo(0)], tmp_path, encoder=encoder, encoder_key="another vae")
     assert encoder.calls == 3
     # A caption or a file name shapes no moments.
@@ -316,7 +346,7 @@ def test_damaged_cache_file_counts_as_missing(tmp_path: Path) -> None:
     stored.write_bytes(stored.read_bytes()[:50])
     second = encoded([photo(0)], tmp_path, encoder=encoder)
     assert encoder.calls == 2
-    assert torch.equal(first.moments.mean, second.moments.mean)
+    assert_same_moments(first, second)
     encoded([photo(0)], tmp_path, encoder=encoder)
     assert encoder.calls == 2
 
@@ -327,5 +357,118 @@ def test_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
     usual = encoded([photo(0)], tmp_path / "cache", encoder=encoder)
     without = encoded([photo(0)], tmp_path / "file", encoder=encoder)
     assert encoder.calls == 2
-    assert torch.equal(usual.moments.mean, without.moments.mean)
+    assert_same_moments(usual, without)
     assert (tmp_path / "file").read_text() == "no folder"
+
+
+def test_photos_are_looked_at_one_at_a_time(tmp_path: Path) -> None:
+    """Full-size photos go as soon as they are encoded: a thousand of 12 megapixels would be 36 GB."""
+    alive: set[int] = set()
+    most = 0
+
+    def photos() -> Iterator[Photo]:
+        nonlocal most
+        for index in range(6):
+            made = photo(index)
+            alive.add(index)
+            weakref.finalize(made, alive.discard, index)
+            most = max(most, len(alive))
+            yield made
+            del made
+
+    instances = encoded(photos(), tmp_path)
+    assert most <= 2  # one is made while the loop still holds the one before
+    assert instances.names == [f"{index}.png" for index in range(6)]
+    assert len(set(instances.contents)) == 6
+    again = encoded([photo(index) for index in range(6)], tmp_path)
+    assert again.contents == instances.contents
+    assert encoded([photo(0)], tmp_path, flip_probability=0.5).contents != again.contents[:1]
+
+
+def test_a_cached_tensor_that_has_changed_counts_as_missing(tmp_path: Path) -> None:
+    cache = TensorCache(tmp_path)
+    cache.put("key", {"mean": torch.arange(32.0), "std": torch.ones(3)})
+    path = cache.path("key")
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert cache.get("key") is None, place
+        path.write_bytes(content[:place])
+        assert cache.get("key") is None
+    path.write_bytes(content)
+    found = cache.get("key")
+    assert found is not None
+    assert torch.equal(found["mean"], torch.arange(32.0))
+
+
+def test_a_full_cache_costs_work_and_nothing_else(tmp_path: Path, files_up_to: Any) -> None:
+    cache = TensorCache(tmp_path)
+    with files_up_to(100):
+        made = cache.get_or_make("key", lambda: {"a": torch.ones(99)})
+    assert torch.equal(made["a"], torch.ones(99))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    cache.put("key", made)
+    assert cache.get("key") is not None
+
+
+def test_runs_that_share_a_cache_at_the_same_time_read_whole_tensors(tmp_path: Path) -> None:
+    def work(number: int) -> int:
+        cache, found = TensorCache(tmp_path), 0
+        for turn in range(60):
+            key = f"{turn % 3:02d}"
+            stored = cache.get(key)
+            if stored is not None:
+                assert torch.equal(stored["a"], torch.full((2000,), float(turn % 3)))
+                found += 1
+            cache.put(key, {"a": torch.full((2000,), float(turn % 3))})
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        assert min(pool.map(work, range(4))) > 50
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_colours_and_captions_are_drawn_alike_and_photos_by_their_repeats(tmp_path: Path) -> None:
+    photos = [replace(photo(0), caption=None), replace(photo(1), caption=None, repeats=3)]
+    settings = {"color_jitter": 0.3, "prompt": ("one {subject}", "two {subject}")}
+    instances = encoded(photos, tmp_path, **settings)
+    assert len(instances.views) == 2 * 4
+    config = DataConfig(photos="photos", **settings)
+    data = TrainingData(config, instances, seed=0, batch_size=10)
+    draws = [draw for step in range(200) for draw in data.draws(step)]
+    assert Counter(draw.index for draw in draws) == {0: 500, 1: 1500}
+    colors = Counter(draw.variant.color for draw in draws if draw.variant)
+    assert sorted(colors) == [0, 1, 2, 3]
+    assert min(colors.values()) > 440  # 500 on average, three standard deviations are 58
+    texts = Counter(draw.prompt for draw in draws)
+    assert sorted(texts) == ["one sks dog", "two sks dog"]
+    assert min(texts.values()) > 930
+    # The moments of a draw are those of its version, not of another.
+    pictures = {
+        color: to_pixel_values(jittered(crop_square(photos[1].image, SIZE)[0], color, 0.3))
+        for color in range(4)
+    }
+    batch = data.micro_batch(0, num_micro=1, micro=0)
+    for row, draw in enumerate(data.draws(0)):
+        if draw.index == 1 and draw.variant is not None:
+            expected = Encoder()(pictures[draw.variant.color][None]).mean[0]
+            torch.testing.assert_close(batch.moments.mean[row], expected)
+
+
+def test_contents_tell_what_training_sees_of_a_photo(tmp_path: Path) -> None:
+    """What a resumed run compares: another mask, repeat or colour is another photo, a name is not."""
+    mask = Image.new("L", (10, 10), 255)
+    half = mask.copy()
+    half.paste(0, (0, 0, 5, 10))
+    first = photo(0)
+    variants = {
+        "as it is": encoded([first], tmp_path),
+        "repeats": encoded([replace(first, repeats=2)], tmp_path),
+        "colours": encoded([first], tmp_path, color_jitter=0.2),
+        "mask": encoded([replace(first, mask=half)], tmp_path, unmasked_weight=0.5),
+        "other mask": encoded([replace(first, mask=mask)], tmp_path, unmasked_weight=0.5),
+    }
+    contents = {tuple(instances.contents) for instances in variants.values()}
+    assert len(contents) == len(variants)
+    renamed = encoded([replace(first, name="b.png")], tmp_path)
+    assert renamed.contents == variants["as it is"].contents

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_prep.config import DataConfig
-from data_prep.decode import decode, decode_all
+from data_prep.decode import decode, decode_each
 from data_prep.errors import DataError
 from data_prep.sources import read_records
 
@@ -27,7 +27,7 @@ def records_of(folder: Path, **settings: Any) -> list[Any]:
 
 
 def levels(records: list[Any]) -> list[int]:
-    return [photo.image.getpixel((0, 0))[0] for photo in decode_all(records)]
+    return [photo.image.getpixel((0, 0))[0] for photo in decode_each(records)]
 
 
 @pytest.fixture
@@ -266,3 +266,46 @@ def test_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     save_picture(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a\.png is a file. Give the folder"):
         records_of(tmp_path / "a.png")
+
+
+# --- several sources, repeats ---------------------------------------------------------------------
+
+
+def test_more_photos_follow_with_their_own_prompt_and_repeats(tmp_path: Path) -> None:
+    near, far = tmp_path / "near", tmp_path / "far"
+    save_picture(near / "a.png", 10)
+    save_picture(near / "b.png", 20)
+    save_picture(far / "a.png", 30)
+    (far / "a.txt").write_text("its own {subject}")
+    write_metadata(near, {"file_name": "b.png"}, {"file_name": "a.png", "repeats": 4})
+    more = [{"path": str(far), "prompt": "a {subject} far away", "repeats": 3}]
+    records = records_of(near, repeats=2, more_photos=more)
+    assert levels(records) == [20, 10, 30]
+    assert [record.repeats for record in records] == [2, 8, 3]
+    assert [record.prompt for record in records] == [None, None, "a {subject} far away"]
+    assert [record.caption for record in records] == [None, None, "its own {subject}"]
+    # Photos of the same name are told apart.
+    assert [record.name for record in records] == [f"{near}/b.png", f"{near}/a.png", f"{far}/a.png"]
+    assert [photo.repeats for photo in decode_each(records)] == [2, 8, 3]
+
+
+def test_mistake_in_more_photos_is_named(tmp_path: Path) -> None:
+    save_picture(tmp_path / "a.png")
+    more = [{"path": str(tmp_path)}, {"path": str(tmp_path / "gone" / "away")}]
+    with pytest.raises(DataError, match=r"data\.more_photos\.1\.path: there is no folder"):
+        records_of(tmp_path, more_photos=more)
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 1001, 1.5, "2", True, None])
+def test_repeats_that_are_no_number_of_times_are_refused(tmp_path: Path, repeats: Any) -> None:
+    save_picture(tmp_path / "a.png")
+    write_metadata(tmp_path, {"file_name": "a.png", "repeats": repeats})
+    with pytest.raises(DataError, match=r"metadata\.jsonl, line 1: repeats is"):
+        records_of(tmp_path)
+
+
+def test_photo_listed_twice_is_refused(tmp_path: Path) -> None:
+    save_picture(tmp_path / "a.png")
+    write_metadata(tmp_path, {"file_name": "a.png"}, {"file_name": "./a.png"})
+    with pytest.raises(DataError, match=r"line 2: \./a\.png is listed twice"):
+        records_of(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from data_prep.decode import decode, decode_all
+from data_prep.decode import decode, decode_each
 from data_prep.errors import DataError
 from data_prep.sources import Record
 from data_prep.transforms import (
@@ -187,10 +187,10 @@ def test_all_unreadable_files_are_named_at_once() -> None:
     good = record(encoded(Image.new("RGB", (4, 4)), "PNG"), "good.png")
     bad = [record(b"", "one.jpg"), record(b"text", "two.png")]
     with pytest.raises(DataError) as caught:
-        decode_all([bad[0], good, bad[1]])
+        list(decode_each([bad[0], good, bad[1]]))
     lines = str(caught.value).splitlines()
     assert [line.split()[0] for line in lines] == ["one.jpg", "two.png"]
-    assert [photo.name for photo in decode_all([good, good])] == ["good.png", "good.png"]
+    assert [photo.name for photo in decode_each([good, good])] == ["good.png", "good.png"]
 
 
 def huge_png(width: int, height: int) -> bytes:

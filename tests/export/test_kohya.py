@@ -153,6 +153,7 @@ def test_names_are_those_of_the_sd_1_files_in_the_wild(sd_base: Any, make_artifa
     made = make_artifact(
         sd_base,
         "lora",
+        rank=4,
         target_modules=TRANSFORMER_MODULES,
         text_encoder_target_modules=ALL_TEXT_MODULES,
         **TEXT,

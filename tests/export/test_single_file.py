@@ -64,6 +64,10 @@ def check_round_trip(base: Any, made: Any, outside: Any, tmp_path: Path) -> Path
     for component, module in ours.modules.items():
         for key, value in module.state_dict().items():
             assert torch.equal(value, theirs[f"{component}.{key}"])
+    half = load_base(config.model_copy(update={"dtype": "bfloat16"}))
+    assert next(half.denoiser.parameters()).dtype == torch.bfloat16
+    for key, value in half.components.vae.state_dict().items():  # which says force_upcast
+        assert torch.equal(value, theirs[f"vae.{key}"])
     return path
 
 
