@@ -176,3 +176,88 @@ def test_single_file_comes_back_bit_for_bit_in_diffusers_and_here(
     assert torch.equal(
         next(half.components.vae.parameters()), next(ours.components.vae.parameters())
     )
+
+
+def published(family: str) -> dict[str, Any]:
+    """Networks of the published sizes, without weights."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from finetune.families.parts import PUBLISHED
+
+    folder = PUBLISHED / family
+    with torch.device("meta"):
+        config = UNet2DConditionModel.load_config(folder / "unet")
+        return {
+            "unet": UNet2DConditionModel.from_config(config),
+            "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
+            "text_encoder_2": CLIPTextModelWithProjection(
+                CLIPTextConfig.from_pretrained(folder / "text_encoder_2")
+            ),
+        }
+
+
+def test_names_are_those_that_readers_of_the_published_model_look_for() -> None:
+    """ComfyUI (`comfy/lora.py`, `model_lora_keys_clip` and `_unet`): `lora_te1_` and `lora_te2_` with
+    `text_model_encoder_layers_`, and diffusers' names of the U-Net under `lora_unet_`. A1111
+    (`extensions-builtin/Lora/networks.py`) turns the same names into those of the original layout by rules
+    that are written down here.
+    """
+    from finetune.export.kohya import kohya_name
+    from finetune.families import family_named
+
+    networks = published("sdxl")
+    family = family_named("sdxl")
+    assert family.foreign_names is not None
+    ours = {
+        kohya_name(family.foreign_names, component, name.removeprefix("text_model."))
+        for component, network in networks.items()
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and any(name.endswith(f".{target}") for target in family.adapter_targets(component))
+    }
+    expected = {
+        f"lora_te{number}_text_model_encoder_layers_{layer}_self_attn_{part}"
+        for number, layers in ((1, 12), (2, 32))
+        for layer in range(layers)
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj")
+    }
+    blocks = [
+        (f"down_blocks_{level}_attentions_{i}", depth)
+        for level, depth in ((1, 2), (2, 10))
+        for i in (0, 1)
+    ]
+    blocks += [("mid_block_attentions_0", 10)]
+    blocks += [
+        (f"up_blocks_{level}_attentions_{i}", depth)
+        for level, depth in ((0, 10), (1, 2))
+        for i in (0, 1, 2)
+    ]
+    expected |= {
+        f"lora_unet_{block}_transformer_blocks_{layer}_{attention}_{part}"
+        for block, depth in blocks
+        for layer in range(depth)
+        for attention in ("attn1", "attn2")
+        for part in ("to_q", "to_k", "to_v", "to_out_0")
+    }
+    assert len(expected) == 4 * 12 + 4 * 32 + 8 * 70
+    assert ours == expected
+
+    # A1111: input block 3 · level + 1 + i, output block 3 · level + i, middle block 1.
+    parts = unet_parts(networks["unet"].config)
+    original = {
+        str(unet_name(name, parts)).replace(".", "_")
+        for name, _ in networks["unet"].named_modules()
+    }
+    for name in (name for name in ours if name.startswith("lora_unet_")):
+        down = re.match(r"lora_unet_down_blocks_(\d)_attentions_(\d)_(.*)", name)
+        up = re.match(r"lora_unet_up_blocks_(\d)_attentions_(\d)_(.*)", name)
+        middle = re.match(r"lora_unet_mid_block_attentions_0_(.*)", name)
+        if down:
+            theirs = f"input_blocks_{3 * int(down[1]) + 1 + int(down[2])}_1_{down[3]}"
+        elif up:
+            theirs = f"output_blocks_{3 * int(up[1]) + int(up[2])}_1_{up[3]}"
+        else:
+            assert middle
+            theirs = f"middle_block_1_{middle[1]}"
+        assert theirs in original, name
