@@ -33,19 +33,15 @@ _HEADER_BYTES = 512
 """Room for a tensor's entry in the header, and for what else is written per tensor."""
 
 
-def step_of(checkpoint: Path) -> int:
-    """Optimizer steps done when `checkpoint`, a folder of `latest_checkpoint`, was written."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def _step_of(path: Path) -> int | None:
+def step_of(path: Path) -> int | None:
+    """Optimizer steps done when the checkpoint `path` was written; None for a folder that is none."""
     match = re.fullmatch(r"step-(\d{6,12})", path.name)
     return int(match.group(1)) if match else None
 
 
 def _steps(folder: Path) -> list[Path]:
     """Folders of checkpoints, whole or not, oldest first."""
-    found = [(step, path) for path in folder.glob("step-*") if (step := _step_of(path)) is not None]
+    found = [(step, path) for path in folder.glob("step-*") if (step := step_of(path)) is not None]
     return [path for _, path in sorted(found)]
 
 

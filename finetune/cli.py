@@ -184,9 +184,10 @@ def train(
     folder = RunFolder(run.output)
     if not dry_run:
         check_folder(run, resume=resumes, overwrite=overwrite, allow_changes=allowed)
+    newest = None
     if resumes and not dry_run:
         newest = latest_checkpoint(folder.checkpoints)[0]
-        done = 0 if newest is None else step_of(newest)
+        done = 0 if newest is None else step_of(newest) or 0
         if done > run.training.num_steps:
             raise UserError(
                 f"{resume} has done {done} steps already, so training.num_steps {run.training.num_steps} "
@@ -212,8 +213,8 @@ def train(
     _warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.
     data = prepare_training(base, method, run)
-    if resumes:
-        check_resumable(folder.checkpoints, base, data)
+    if resumes and newest is not None:
+        check_resumable(newest, base, data)
     wait_for_everyone()
     if is_main_process():
         prepare_folder(run, resume=resumes, overwrite=overwrite, allow_changes=allowed)

@@ -27,12 +27,10 @@ from finetune.optim import ExponentialMovingAverage, load_optimizer_tensors, opt
 from finetune.provenance import check_fingerprints, fingerprints
 
 
-def check_resumable(folder: Path, base: BasePipeline, data: TrainingData) -> None:
-    """Raise `CheckpointError` if the newest whole checkpoint in `folder` is of other data or another base."""
-    checkpoint, _ = latest_checkpoint(folder)
-    if checkpoint is not None:
-        state = read_json(checkpoint / STATE)
-        check_fingerprints(state, fingerprints(base, data), data.instances.names, checkpoint)
+def check_resumable(checkpoint: Path, base: BasePipeline, data: TrainingData) -> None:
+    """Raise `CheckpointError` if a whole checkpoint is of other data or another base."""
+    state = read_json(checkpoint / STATE)
+    check_fingerprints(state, fingerprints(base, data), data.instances.names, checkpoint)
 
 
 @dataclass

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 
@@ -32,6 +32,22 @@ class Components:
     def modules(self, denoiser_name: str) -> dict[str, nn.Module]:
         """All networks by pipeline name."""
         return {**self.text_encoders, "vae": self.vae, denoiser_name: self.denoiser}
+
+
+CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def vae_factor(vae: AutoencoderKL) -> int:
+    """Pixels per latent in both directions, 2^(levels - 1)."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Another form of latents [B, C, h, w], and the way back, which is told h and w."""
+
+    pack: Callable[[Tensor], Tensor]
+    unpack: Callable[[Tensor, int, int], Tensor]
 
 
 QuantizationName = Literal["int8", "nf4"]
@@ -123,6 +139,10 @@ class ModelFamily(ABC):
     """Pipeline name of its T5, where it has one."""
     optional_components: tuple[str, ...] = ()
     """Networks that a base may lack, or that may be left out."""
+    attention: tuple[str, ...]
+    """Projections of the denoiser's attention."""
+    packing: Packing | None = None
+    """How its pipeline holds latents; None where as they are."""
     repeated_blocks: tuple[str, ...]
     """Classes of the denoiser's blocks that regional compilation compiles, once for all of a kind."""
     takes_negative_prompts: bool = True
@@ -168,17 +188,28 @@ class ModelFamily(ABC):
     ) -> Components:
         """Read a single-file checkpoint; `config` is a diffusers folder with its configurations."""
 
-    @abstractmethod
     def encode_images(
         self, components: Components, pixel_values: Float[Tensor, "batch 3 height width"]
     ) -> Moments:
-        """Scaled latent moments of pictures in [-1, 1]."""
+        """Scaled latent moments of pictures in [-1, 1].
 
-    @abstractmethod
+        The autoencoder's posterior, minus its shift factor if it has one, times its scaling factor.
+        """
+        posterior = components.vae.encode(pixel_values).latent_dist
+        factor, shift = components.vae.config.scaling_factor, components.vae.config.shift_factor
+        mean = posterior.mean if shift is None else posterior.mean - shift
+        return Moments(mean * factor, posterior.std * factor)
+
     def decode_latents(
         self, components: Components, latents: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Pictures in [-1, 1] of scaled latents."""
+        """Pictures in [-1, 1] of scaled latents: the inverse of `encode_images`."""
+        factor, shift = components.vae.config.scaling_factor, components.vae.config.shift_factor
+        unscaled = latents / factor
+        pixel_values: Tensor = components.vae.decode(
+            unscaled if shift is None else unscaled + shift
+        ).sample
+        return pixel_values
 
     @abstractmethod
     def encode_prompts(self, components: Components, prompts: list[str]) -> Conditioning:
@@ -200,7 +231,6 @@ class ModelFamily(ABC):
         `guidance_scale` is what a guidance-distilled denoiser is told; others are not.
         """
 
-    @abstractmethod
     def sample(
         self,
         pipe: DiffusionPipeline,
@@ -213,15 +243,36 @@ class ModelFamily(ABC):
         guidance_scale: float,
         generators: Sequence[torch.Generator],
     ) -> Float[Tensor, "batch channels height width"]:
-        """Scaled latents of `size` × `size` pictures that `pipe` makes of `noise`, one per prompt."""
+        """Scaled latents of `size` × `size` pictures that `pipe` makes of `noise`, one per prompt.
+
+        Without a negative prompt the pipeline takes the base's own unconditional answer.
+        """
+        guidance: dict[str, Any] = {"guidance_scale": guidance_scale}
+        if self.takes_negative_prompts:
+            negative = [negative_prompt] * len(prompts) if negative_prompt else None
+            guidance["negative_prompt"] = negative
+        latents: Tensor = pipe(
+            prompt=list(prompts),
+            num_inference_steps=num_steps,
+            height=size,
+            width=size,
+            latents=noise if self.packing is None else self.packing.pack(noise),
+            generator=list(generators),
+            output_type="latent",
+            **guidance,
+        ).images
+        if self.packing is None:
+            return latents
+        return self.packing.unpack(latents, *noise.shape[2:])
 
     @abstractmethod
     def noise_process(self, components: Components) -> NoiseProcess:
         """The forward process, read from the scheduler's configuration."""
 
-    @abstractmethod
     def latent_shape(self, components: Components, size: int) -> tuple[int, int, int]:
         """Channels, height and width of the latents of a `size` × `size` picture."""
+        side = size // vae_factor(components.vae)
+        return components.vae.config.latent_channels, side, side
 
     @abstractmethod
     def default_size(self, components: Components) -> int:
@@ -231,9 +282,9 @@ class ModelFamily(ABC):
     def size_multiple(self, components: Components) -> int:
         """What a picture's side in pixels has to be a multiple of."""
 
-    @abstractmethod
     def adapter_targets(self, component: str) -> list[str]:
-        """Default LoRA target modules of a component."""
+        """Default LoRA target modules of a component: the attention's projections."""
+        return list(self.attention if component == self.denoiser_name else CLIP_ATTENTION)
 
     @abstractmethod
     def pipeline(self, components: Components) -> DiffusionPipeline:

@@ -5,7 +5,7 @@ There is no paper; the reference is https://github.com/black-forest-labs/flux an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import final
 
@@ -20,23 +20,25 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from data_prep.batch import Batch, Moments
+from data_prep.batch import Batch
 from finetune.diffusion import RectifiedFlow
 from finetune.errors import ArtifactError
-from finetune.families.base import Components, Conditioning, ModelFamily, Reading
+from finetune.families.base import (
+    Components,
+    Conditioning,
+    ModelFamily,
+    Packing,
+    Reading,
+    vae_factor,
+)
 from finetune.families.parts import (
-    CLIP_ATTENTION,
     JOINT_ATTENTION,
     clip_input_ids,
-    decoded,
     dtype_of,
     frozen,
-    latent_shape,
     read_networks,
     read_vae,
-    scaled_moments,
     t5_states,
-    vae_factor,
 )
 
 T5_LENGTH = 512
@@ -78,6 +80,8 @@ class Flux(ModelFamily):
     name = "flux"
     title = "FLUX.1"
     denoiser_name = "transformer"
+    attention = JOINT_ATTENTION
+    packing = Packing(pack, unpack)
     repeated_blocks = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
     t5_name = "text_encoder_2"
     trainable_text_encoders = {"text_encoder": "tokenizer"}
@@ -124,18 +128,6 @@ class Flux(ModelFamily):
             f"{path}: single files of FLUX cannot be read. Give a diffusers folder."
         )
 
-    def encode_images(
-        self, components: Components, pixel_values: Float[Tensor, "batch 3 height width"]
-    ) -> Moments:
-        """Posterior of the autoencoder, shifted and scaled."""
-        return scaled_moments(components.vae, pixel_values)
-
-    def decode_latents(
-        self, components: Components, latents: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """Decoder output of unscaled, unshifted latents."""
-        return decoded(components.vae, latents)
-
     def encode_prompts(self, components: Components, prompts: list[str]) -> Conditioning:
         """The T5's states, and CLIP's pooled output."""
         clip = components.text_encoders["text_encoder"]
@@ -181,31 +173,6 @@ class Flux(ModelFamily):
         )[0]
         return unpack(output, height, width)
 
-    def sample(
-        self,
-        pipe: DiffusionPipeline,
-        noise: Float[Tensor, "batch channels height width"],
-        *,
-        prompts: Sequence[str],
-        negative_prompt: str,
-        size: int,
-        num_steps: int,
-        guidance_scale: float,
-        generators: Sequence[torch.Generator],
-    ) -> Float[Tensor, "batch channels height width"]:
-        """One call of the pipeline; guidance is what the transformer is told. Knows no negative prompts."""
-        packed: Tensor = pipe(
-            prompt=list(prompts),
-            num_inference_steps=num_steps,
-            guidance_scale=guidance_scale,
-            height=size,
-            width=size,
-            latents=pack(noise),
-            generator=list(generators),
-            output_type="latent",
-        ).images
-        return unpack(packed, *noise.shape[2:])
-
     def noise_process(self, components: Components) -> RectifiedFlow:
         """The scheduler's sigmas, all equally likely.
 
@@ -214,10 +181,6 @@ class Flux(ModelFamily):
         """
         return RectifiedFlow(components.scheduler.sigmas, "uniform")
 
-    def latent_shape(self, components: Components, size: int) -> tuple[int, int, int]:
-        """Channels and size / 2^(levels - 1), in both directions."""
-        return latent_shape(components.vae, size)
-
     def default_size(self, components: Components) -> int:
         """The pipeline's latent side times the autoencoder's factor."""
         return DEFAULT_LATENT_SIDE * vae_factor(components.vae)
@@ -225,10 +188,6 @@ class Flux(ModelFamily):
     def size_multiple(self, components: Components) -> int:
         """Pixels of a patch of 2 × 2 latents."""
         return 2 * vae_factor(components.vae)
-
-    def adapter_targets(self, component: str) -> list[str]:
-        """Attention projections, those of the prompt's stream included."""
-        return list(JOINT_ATTENTION if component == self.denoiser_name else CLIP_ATTENTION)
 
     def pipeline(self, components: Components) -> DiffusionPipeline:
         """A pipeline over the given networks, with a scheduler of its own: sampling writes into it."""

@@ -1,9 +1,9 @@
-"""What several families do alike with their parts: read them, scale latents, tokenize, sample."""
+"""What several families do alike with their parts: read and tokenize."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL
 from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from data_prep.batch import Moments
 from finetune.diffusion import DiscreteDiffusion
 from finetune.errors import ArtifactError
 from finetune.families.base import Components, Reading
@@ -28,7 +27,6 @@ PUBLISHED = Path(__file__).resolve().parent / "published"
 """Configurations of the published models of every family, without weights and tokenizers."""
 UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_ATTENTION = (*UNET_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def read_networks(
@@ -143,37 +141,6 @@ def dtype_of(network: nn.Module) -> torch.dtype:
     return next(p.dtype for p in network.parameters() if p.is_floating_point())
 
 
-def scaled_moments(
-    vae: AutoencoderKL, pixel_values: Float[Tensor, "batch 3 height width"]
-) -> Moments:
-    """Posterior of the autoencoder, minus its shift factor if it has one, times its scaling factor."""
-    posterior = vae.encode(pixel_values).latent_dist
-    factor, shift = vae.config.scaling_factor, vae.config.shift_factor
-    mean = posterior.mean if shift is None else posterior.mean - shift
-    return Moments(mean * factor, posterior.std * factor)
-
-
-def decoded(
-    vae: AutoencoderKL, latents: Float[Tensor, "batch channels height width"]
-) -> Float[Tensor, "batch 3 height width"]:
-    """Decoder output of scaled latents: the inverse of `scaled_moments`."""
-    shift = vae.config.shift_factor
-    unscaled = latents / vae.config.scaling_factor
-    pixel_values: Tensor = vae.decode(unscaled if shift is None else unscaled + shift).sample
-    return pixel_values
-
-
-def vae_factor(vae: AutoencoderKL) -> int:
-    """Pixels per latent in both directions, 2^(levels - 1)."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
-
-
-def latent_shape(vae: AutoencoderKL, size: int) -> tuple[int, int, int]:
-    """Channels, height and width of the latents of a `size` × `size` picture."""
-    side = size // vae_factor(vae)
-    return vae.config.latent_channels, side, side
-
-
 def clip_input_ids(tokenizer: Any, prompts: list[str]) -> Int[Tensor, "batch tokens"]:
     """Token ids padded to the encoder's full length, as diffusers pads them.
 
@@ -184,6 +151,24 @@ def clip_input_ids(tokenizer: Any, prompts: list[str]) -> Int[Tensor, "batch tok
         expanded, padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
     return input_ids
+
+
+def penultimate_states(
+    components: Components, encoders: Mapping[str, str], prompts: list[str]
+) -> tuple[Float[Tensor, "batch tokens width"], list[Any]]:
+    """Last states but one of CLIP encoders side by side, and each one's output.
+
+    `encoders`: text encoder -> its tokenizer.
+    """
+    states, outputs = [], []
+    for name, tokenizer_name in encoders.items():
+        encoder = components.text_encoders[name]
+        input_ids = clip_input_ids(components.tokenizers[tokenizer_name], prompts)
+        device = next(encoder.parameters()).device
+        output = encoder(input_ids.to(device), output_hidden_states=True)
+        states.append(output.hidden_states[-2])
+        outputs.append(output)
+    return torch.cat(states, -1), outputs
 
 
 def t5_states(
@@ -203,32 +188,3 @@ def discrete_process(scheduler: Any) -> DiscreteDiffusion:
     if kind not in ("epsilon", "v_prediction"):
         raise ArtifactError(f"The base predicts '{kind}'; epsilon and v_prediction can be trained.")
     return DiscreteDiffusion(scheduler.alphas_cumprod, kind)
-
-
-def run_pipeline(
-    pipe: DiffusionPipeline,
-    noise: Float[Tensor, "batch channels height width"],
-    *,
-    prompts: Sequence[str],
-    negative_prompt: str,
-    size: int,
-    num_steps: int,
-    guidance_scale: float,
-    generators: Sequence[torch.Generator],
-) -> Float[Tensor, "batch channels height width"]:
-    """Scaled latents that a pipeline with classifier-free guidance makes of `noise`.
-
-    Without a negative prompt the pipeline takes the base's own unconditional answer.
-    """
-    latents: Tensor = pipe(
-        prompt=list(prompts),
-        negative_prompt=[negative_prompt] * len(prompts) if negative_prompt else None,
-        num_inference_steps=num_steps,
-        guidance_scale=guidance_scale,
-        height=size,
-        width=size,
-        latents=noise,
-        generator=list(generators),
-        output_type="latent",
-    ).images
-    return latents

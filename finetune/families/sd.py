@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, final
 
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from data_prep.batch import Batch, Moments
+from data_prep.batch import Batch
 from finetune.diffusion import DiscreteDiffusion
 from finetune.families.base import (
     Components,
@@ -26,21 +26,16 @@ from finetune.families.base import (
     ModelFamily,
     ModelVersion,
     Reading,
+    vae_factor,
 )
 from finetune.families.parts import (
-    CLIP_ATTENTION,
     UNET_ATTENTION,
     clip_input_ids,
-    decoded,
     discrete_process,
     dtype_of,
     frozen,
-    latent_shape,
     read_networks,
     read_vae,
-    run_pipeline,
-    scaled_moments,
-    vae_factor,
 )
 
 _VERSION_1 = ModelVersion(
@@ -62,6 +57,7 @@ class StableDiffusion(ModelFamily):
     name = "sd"
     title = "Stable Diffusion 1.x and 2.x, clay"
     denoiser_name = "unet"
+    attention = UNET_ATTENTION
     repeated_blocks = ("BasicTransformerBlock",)
     trainable_text_encoders = {"text_encoder": "tokenizer"}
     foreign_names = ForeignNames(
@@ -129,18 +125,6 @@ class StableDiffusion(ModelFamily):
         )
         return frozen(components, self.denoiser_name)
 
-    def encode_images(
-        self, components: Components, pixel_values: Float[Tensor, "batch 3 height width"]
-    ) -> Moments:
-        """Posterior of the autoencoder times its scaling factor."""
-        return scaled_moments(components.vae, pixel_values)
-
-    def decode_latents(
-        self, components: Components, latents: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """Decoder output of unscaled latents."""
-        return decoded(components.vae, latents)
-
     def encode_prompts(self, components: Components, prompts: list[str]) -> Conditioning:
         """Last hidden states of the text encoder, padded to its full length, as diffusers does."""
         encoder = components.text_encoders["text_encoder"]
@@ -166,37 +150,9 @@ class StableDiffusion(ModelFamily):
         )[0]
         return output
 
-    def sample(
-        self,
-        pipe: DiffusionPipeline,
-        noise: Float[Tensor, "batch channels height width"],
-        *,
-        prompts: Sequence[str],
-        negative_prompt: str,
-        size: int,
-        num_steps: int,
-        guidance_scale: float,
-        generators: Sequence[torch.Generator],
-    ) -> Float[Tensor, "batch channels height width"]:
-        """One call of the pipeline."""
-        return run_pipeline(
-            pipe,
-            noise,
-            prompts=prompts,
-            negative_prompt=negative_prompt,
-            size=size,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            generators=generators,
-        )
-
     def noise_process(self, components: Components) -> DiscreteDiffusion:
         """The scheduler's table and prediction type."""
         return discrete_process(components.scheduler)
-
-    def latent_shape(self, components: Components, size: int) -> tuple[int, int, int]:
-        """Channels and size / 2^(levels - 1), in both directions."""
-        return latent_shape(components.vae, size)
 
     def default_size(self, components: Components) -> int:
         """Latent side of the U-Net's configuration times the autoencoder's factor."""
@@ -205,10 +161,6 @@ class StableDiffusion(ModelFamily):
     def size_multiple(self, components: Components) -> int:
         """Pixels of a latent."""
         return vae_factor(components.vae)
-
-    def adapter_targets(self, component: str) -> list[str]:
-        """Attention projections."""
-        return list(UNET_ATTENTION if component == self.denoiser_name else CLIP_ATTENTION)
 
     def pipeline(self, components: Components) -> DiffusionPipeline:
         """A pipeline without safety checker over the given networks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, final
 
@@ -23,25 +23,19 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from data_prep.batch import Batch, Moments
+from data_prep.batch import Batch
 from finetune.diffusion import RectifiedFlow
 from finetune.errors import ArtifactError
-from finetune.families.base import Components, Conditioning, ModelFamily, Reading
+from finetune.families.base import Components, Conditioning, ModelFamily, Reading, vae_factor
 from finetune.families.parts import (
-    CLIP_ATTENTION,
     JOINT_ATTENTION,
-    clip_input_ids,
-    decoded,
     dtype_of,
     frozen,
-    latent_shape,
+    penultimate_states,
     read_model_index,
     read_networks,
     read_vae,
-    run_pipeline,
-    scaled_moments,
     t5_states,
-    vae_factor,
 )
 
 T5_LENGTH = 256
@@ -55,6 +49,7 @@ class StableDiffusion3(ModelFamily):
     name = "sd3"
     title = "Stable Diffusion 3 and 3.5"
     denoiser_name = "transformer"
+    attention = JOINT_ATTENTION
     repeated_blocks = ("JointTransformerBlock",)
     t5_name = "text_encoder_3"
     trainable_text_encoders = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -101,32 +96,14 @@ class StableDiffusion3(ModelFamily):
         """Raises `ArtifactError`: see `matches_single_file`."""
         raise ArtifactError(f"{path}: single files of SD3 cannot be read. Give a diffusers folder.")
 
-    def encode_images(
-        self, components: Components, pixel_values: Float[Tensor, "batch 3 height width"]
-    ) -> Moments:
-        """Posterior of the autoencoder, shifted and scaled."""
-        return scaled_moments(components.vae, pixel_values)
-
-    def decode_latents(
-        self, components: Components, latents: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """Decoder output of unscaled, unshifted latents."""
-        return decoded(components.vae, latents)
-
     def encode_prompts(self, components: Components, prompts: list[str]) -> Conditioning:
         """CLIP's penultimate states side by side and padded to the T5's width, then the T5's states.
 
         Both CLIP encoders give a pooled output. Without a T5 its states are zeros, as in diffusers.
         """
-        states, pooled = [], []
-        for name, tokenizer_name in self.trainable_text_encoders.items():
-            encoder = components.text_encoders[name]
-            input_ids = clip_input_ids(components.tokenizers[tokenizer_name], prompts)
-            device = next(encoder.parameters()).device
-            output = encoder(input_ids.to(device), output_hidden_states=True)
-            states.append(output.hidden_states[-2])
-            pooled.append(output.text_embeds)
-        clip = torch.cat(states, -1)  # [B, 77, C]
+        # [B, 77, C]
+        clip, outputs = penultimate_states(components, self.trainable_text_encoders, prompts)
+        pooled = [output.text_embeds for output in outputs]
         width = components.denoiser.config.joint_attention_dim
         if "text_encoder_3" in components.text_encoders:
             t5 = t5_states(
@@ -166,37 +143,9 @@ class StableDiffusion3(ModelFamily):
         )[0]
         return output
 
-    def sample(
-        self,
-        pipe: DiffusionPipeline,
-        noise: Float[Tensor, "batch channels height width"],
-        *,
-        prompts: Sequence[str],
-        negative_prompt: str,
-        size: int,
-        num_steps: int,
-        guidance_scale: float,
-        generators: Sequence[torch.Generator],
-    ) -> Float[Tensor, "batch channels height width"]:
-        """One call of the pipeline."""
-        return run_pipeline(
-            pipe,
-            noise,
-            prompts=prompts,
-            negative_prompt=negative_prompt,
-            size=size,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            generators=generators,
-        )
-
     def noise_process(self, components: Components) -> RectifiedFlow:
         """The scheduler's shifted sigmas, drawn with the paper's logit-normal density (§3.1)."""
         return RectifiedFlow(components.scheduler.sigmas, "logit_normal")
-
-    def latent_shape(self, components: Components, size: int) -> tuple[int, int, int]:
-        """Channels and size / 2^(levels - 1), in both directions."""
-        return latent_shape(components.vae, size)
 
     def default_size(self, components: Components) -> int:
         """Latent side of the transformer's configuration times the autoencoder's factor."""
@@ -205,10 +154,6 @@ class StableDiffusion3(ModelFamily):
     def size_multiple(self, components: Components) -> int:
         """Pixels of a patch of latents."""
         return int(vae_factor(components.vae) * components.denoiser.config.patch_size)
-
-    def adapter_targets(self, component: str) -> list[str]:
-        """Attention projections, those of the prompt's stream included."""
-        return list(JOINT_ATTENTION if component == self.denoiser_name else CLIP_ATTENTION)
 
     def pipeline(self, components: Components) -> DiffusionPipeline:
         """A pipeline over the given networks, with a scheduler of its own: sampling writes into it."""

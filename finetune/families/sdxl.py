@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, final
 
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from data_prep.batch import Batch, Moments
+from data_prep.batch import Batch
 from finetune.diffusion import DiscreteDiffusion
 from finetune.families.base import (
     Components,
@@ -26,22 +26,17 @@ from finetune.families.base import (
     ModelFamily,
     ModelVersion,
     Reading,
+    vae_factor,
 )
 from finetune.families.parts import (
-    CLIP_ATTENTION,
     UNET_ATTENTION,
-    clip_input_ids,
-    decoded,
     discrete_process,
     dtype_of,
     frozen,
-    latent_shape,
+    penultimate_states,
     read_model_index,
     read_networks,
     read_vae,
-    run_pipeline,
-    scaled_moments,
-    vae_factor,
 )
 
 _VERSION = ModelVersion(
@@ -62,6 +57,7 @@ class StableDiffusionXL(ModelFamily):
     name = "sdxl"
     title = "Stable Diffusion XL"
     denoiser_name = "unet"
+    attention = UNET_ATTENTION
     repeated_blocks = ("BasicTransformerBlock",)
     trainable_text_encoders = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     foreign_names = ForeignNames(
@@ -142,32 +138,16 @@ class StableDiffusionXL(ModelFamily):
         )
         return frozen(components, self.denoiser_name)
 
-    def encode_images(
-        self, components: Components, pixel_values: Float[Tensor, "batch 3 height width"]
-    ) -> Moments:
-        """Posterior of the autoencoder times its scaling factor."""
-        return scaled_moments(components.vae, pixel_values)
-
-    def decode_latents(
-        self, components: Components, latents: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """Decoder output of unscaled latents."""
-        return decoded(components.vae, latents)
-
     def encode_prompts(self, components: Components, prompts: list[str]) -> Conditioning:
         """Penultimate hidden states of both encoders side by side, and the second's pooled output.
 
         The empty prompt is all zeros where the base's configuration says so: that is what its pipeline
         takes for the unconditional answer.
         """
-        states = []
-        for name, tokenizer_name in self.trainable_text_encoders.items():
-            encoder = components.text_encoders[name]
-            input_ids = clip_input_ids(components.tokenizers[tokenizer_name], prompts)
-            device = next(encoder.parameters()).device
-            output = encoder(input_ids.to(device), output_hidden_states=True)
-            states.append(output.hidden_states[-2])
-        prompt_embeds, pooled = torch.cat(states, -1), output.text_embeds
+        prompt_embeds, outputs = penultimate_states(
+            components, self.trainable_text_encoders, prompts
+        )
+        pooled = outputs[-1].text_embeds
         if components.pipeline_settings[_ZEROS] and "" in prompts:
             empty = torch.tensor([prompt == "" for prompt in prompts], device=pooled.device)
             prompt_embeds = prompt_embeds.masked_fill(empty[:, None, None], 0.0)
@@ -205,37 +185,9 @@ class StableDiffusionXL(ModelFamily):
         )[0]
         return output
 
-    def sample(
-        self,
-        pipe: DiffusionPipeline,
-        noise: Float[Tensor, "batch channels height width"],
-        *,
-        prompts: Sequence[str],
-        negative_prompt: str,
-        size: int,
-        num_steps: int,
-        guidance_scale: float,
-        generators: Sequence[torch.Generator],
-    ) -> Float[Tensor, "batch channels height width"]:
-        """One call of the pipeline, whose time ids say: of this size, not cropped."""
-        return run_pipeline(
-            pipe,
-            noise,
-            prompts=prompts,
-            negative_prompt=negative_prompt,
-            size=size,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            generators=generators,
-        )
-
     def noise_process(self, components: Components) -> DiscreteDiffusion:
         """The scheduler's table and prediction type."""
         return discrete_process(components.scheduler)
-
-    def latent_shape(self, components: Components, size: int) -> tuple[int, int, int]:
-        """Channels and size / 2^(levels - 1), in both directions."""
-        return latent_shape(components.vae, size)
 
     def default_size(self, components: Components) -> int:
         """Latent side of the U-Net's configuration times the autoencoder's factor."""
@@ -244,10 +196,6 @@ class StableDiffusionXL(ModelFamily):
     def size_multiple(self, components: Components) -> int:
         """Pixels of a latent."""
         return vae_factor(components.vae)
-
-    def adapter_targets(self, component: str) -> list[str]:
-        """Attention projections."""
-        return list(UNET_ATTENTION if component == self.denoiser_name else CLIP_ATTENTION)
 
     def pipeline(self, components: Components) -> DiffusionPipeline:
         """A pipeline without watermark over the given networks."""
