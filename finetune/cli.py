@@ -213,7 +213,7 @@ def train(
     _warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.
     data = prepare_training(base, method, run)
-    if resumes and newest is not None:
+    if newest is not None:
         check_resumable(newest, base, data)
     wait_for_everyone()
     if is_main_process():
