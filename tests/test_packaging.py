@@ -54,7 +54,7 @@ def test_every_module_is_shipped(wheel: zipfile.ZipFile) -> None:
     }
     shipped = {name for name in wheel.namelist() if name.endswith(".py")}
     assert shipped == modules
-    assert "finetune/cli.py" in shipped
+    assert "finetune/cli/__init__.py" in shipped
 
 
 def test_every_configuration_is_shipped_inside_the_package(wheel: zipfile.ZipFile) -> None:

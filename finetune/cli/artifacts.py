@@ -1,0 +1,180 @@
+"""What finished runs are used for: `finetune generate` and `finetune export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from data_prep.errors import UserError
+from finetune.cli.common import reports_errors
+
+
+def _distinct_names(paths: list[Path]) -> list[str]:
+    """A name for each run or artifact, from its folder; numbered where two would be alike."""
+    whole = [path.resolve() for path in paths]
+    names = [
+        path.parent.name if path.name == "artifact" else path.stem if path.is_file() else path.name
+        for path in whole
+    ]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{number}-{name}" for number, name in enumerate(names, 1)]
+
+
+@reports_errors
+def generate(
+    artifacts: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Runs, artifacts, or files of other tools (LoRA, embedding, checkpoint); several stand "
+            "side by side."
+        ),
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="May hold {subject} and {class}; repeatable.")
+    ] = None,  # noqa: UP007, UP045
+    prompts: Annotated[Optional[Path], typer.Option(help="Text file with a prompt a line.")] = None,  # noqa: UP007, UP045
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the first picture; the next has seed + 1.")
+    ] = 0,
+    scheduler: Annotated[
+        str, typer.Option(help="ddpm, ddim, dpm-solver++ or sde-dpm-solver++.")
+    ] = "sde-dpm-solver++",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    guidance_scale: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 4.0,
+    negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    cpu_offload: Annotated[
+        bool, typer.Option("--cpu-offload", help="For bases larger than the accelerator.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base of artifacts made elsewhere: name, Hub id, folder or file."),
+    ] = None,  # noqa: UP007, UP045
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Read .pt and .bin files too, tensors only."),
+    ] = False,
+    output: Annotated[Path, typer.Option(help="Folder for pictures and grid.png.")] = Path(
+        "pictures"
+    ),
+) -> None:
+    """Make pictures with one or several artifacts: same prompts, same seeds, one grid.
+
+    Example: finetune generate runs/dog --prompt "a photo of a {subject} on the beach"
+
+    What other tools made needs its base: finetune generate dog.safetensors --base clay --prompt "..."
+    """
+    from data_prep.captions import fill_template
+    from finetune.base import load_base
+    from finetune.config import validate
+    from finetune.export.imported import attached, bases_of, open_source, with_token
+    from finetune.generate import SamplingConfig, check_sampling, labelled_grid
+    from finetune.generate import generate as make
+    from finetune.guards import remarks_on_pictures
+    from finetune.train import training_device
+    from methods import load_method
+
+    templates = list(prompt or [])
+    if prompts is not None:
+        if not prompts.is_file():
+            raise UserError(f"There is no prompts file {prompts}.")
+        try:
+            lines = prompts.read_text("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{prompts} is not UTF-8 text: {error.reason}.") from error
+        templates += [line.strip() for line in lines if line.strip()]
+    if not templates:
+        raise UserError('Give --prompt "a photo of a {subject} ..." or --prompts FILE.')
+    sampling = validate(
+        SamplingConfig,
+        {
+            "scheduler": scheduler,
+            "num_steps": steps,
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+            "batch_size": batch_size,
+            "cpu_offload": cpu_offload,
+        },
+        "options",
+    )
+    check_sampling(sampling, training_device())
+    sources = [open_source(path, allow_pickle=allow_pickle) for path in artifacts]
+    for path, source in zip(artifacts, sources, strict=True):
+        unknown = [] if source.note else ["{class}"]
+        unknown += [] if source.subject else ["{subject}"]
+        for word in unknown:
+            if any(word in template for template in templates):
+                raise UserError(
+                    f"{path} does not say what {word} is. Write the words themselves in its place."
+                )
+    bases = bases_of(sources, base)
+    rows = []
+    loaded, loaded_from = None, None
+    names = _distinct_names(artifacts)
+    for name, source, wanted in zip(names, sources, bases, strict=True):
+        if loaded is None or wanted != loaded_from:
+            loaded, loaded_from = load_base(wanted), wanted
+            resting = loaded.modules if cpu_offload else ()
+            loaded.to(training_device(), resting=resting)
+        with attached(source, loaded, load_method) as note:
+            filled = [
+                fill_template(t, subject=note.subject, class_noun=note.class_noun, field="--prompt")
+                for t in templates
+                for _ in range(num_images)
+            ]
+            filled = [with_token(text, note) for text in filled]
+            seeds = [seed + index for _ in templates for index in range(num_images)]
+            sized = sampling.model_copy(update={"size": note.size})
+            images = make(loaded, filled, seeds, sized, show_progress=True)
+        for remark in remarks_on_pictures(images):
+            typer.secho(f"Warning: {name}: {remark}", err=True, fg=typer.colors.YELLOW)
+        target = output / name if len(sources) > 1 else output
+        target.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            place, index = divmod(number, num_images)
+            image.save(target / f"{place:02d}-{seed + index:04d}.png")
+        rows.append((name, images))
+    columns = [t for t in templates for _ in range(num_images)]
+    labelled_grid(rows, columns).save(output / "grid.png")
+    typer.echo(
+        f"{len(rows) * len(columns)} pictures in {output}, side by side in {output}/grid.png"
+    )
+
+
+@reports_errors
+def export(
+    artifact: Annotated[Path, typer.Argument(help="A finished run or its artifact.")],
+    format_name: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="kohya (LoRA), a1111 (Textual Inversion), single-file (DreamBooth) or diffusers (any).",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="The .safetensors file to write; with diffusers a folder.")
+    ],
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; default: as in the artifact."),
+    ] = None,  # noqa: UP007, UP045
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")] = False,
+) -> None:
+    """Write an artifact as a file that ComfyUI, A1111 or another tool reads.
+
+    A LoRA goes into a kohya file (put it into models/loras or models/Lora), a Textual Inversion into an A1111
+    embedding (its file name becomes the trigger word), a DreamBooth model into one checkpoint of the original
+    layout. The picture stays the same.
+
+    Example: finetune export runs/dog --format kohya --output dog.safetensors --dtype float16
+    """
+    from finetune.export import export_artifact
+
+    made = export_artifact(artifact, format_name, output, dtype=dtype, overwrite=overwrite)
+    for remark in made.remarks:
+        typer.secho(f"Note: {remark}", err=True, fg=typer.colors.YELLOW)
+    typer.echo(f"Wrote {made.path}")
