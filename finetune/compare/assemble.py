@@ -41,11 +41,6 @@ from finetune.results import (
 from finetune.run import package_versions
 from finetune.train import training_device
 
-IDENTIFIER_REMARK = (
-    "Prompt fidelity compares each picture with its prompt in which the identifier is replaced by the class "
-    "noun: 'a photo of a sks dog' becomes 'a photo of a dog'."
-)
-
 
 def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str) -> Results:
     """The results of a comparison's cells."""
@@ -53,7 +48,7 @@ def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str)
     config = planned.config
     album = Album(config.output)
     masked = any(photo.mask is not None for s in planned.subjects for photo in s.photos)
-    cells, remarks = [], [IDENTIFIER_REMARK]
+    cells, remarks = list[Cell](), list[str]()
     for subject in planned.subjects:
         meter = SubjectMeter(scorers, album, subject.photos, subject.prompts, config.output)
         own = [cell for cell in made.cells if cell.subject == subject.name]
