@@ -1,7 +1,7 @@
 """How often 95 % intervals hold the truth, by simulation: those of `finetune.statistics` and a bootstrap.
 
-The bootstrap is the nested percentile one: subjects, prompts and pictures drawn again with replacement. Values are
-normal with the standard deviations of a case; the truth is 0. Prints a Markdown table.
+The bootstrap is the nested percentile one: subjects, prompts and pictures drawn again with replacement.
+Values are normal with the standard deviations of a case; the truth is 0. Prints a Markdown table.
 
     python benchmarks/coverage.py [--experiments 2000] [--resamples 400]
 """
