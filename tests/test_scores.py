@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from finetune.encoders.names import EMBEDDED_SCORERS, PRESETS
 from finetune.errors import ArtifactError
+from finetune.planning import MOST
 from finetune.scores import (
     HIGHEST_THRESHOLD,
     SCORES,
@@ -190,3 +194,11 @@ def test_every_score_says_what_it_is() -> None:
 def test_zero_shot_takes_the_nearest_caption() -> None:
     pictures = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]])
     assert zero_shot(pictures, AXES).tolist() == [0, 2]
+
+
+def test_the_page_on_scores_names_every_score_and_encoder() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "scores.md").read_text("utf-8")
+    for name in (*SCORES, *PRESETS, *EMBEDDED_SCORERS):
+        assert f"`{name}`" in text
+    for number in (HIGHEST_THRESHOLD, *MOST.values()):
+        assert str(number) in text or number == MOST["training seeds"]
