@@ -1,100 +1,146 @@
-"""Results to one self-contained HTML file: pictures inline, no script, everything escaped."""
+"""Results to one self-contained HTML file that opens offline: pictures inline, everything escaped.
+
+The page asks nothing of the network: its content security policy forbids that, and allows the one style sheet and
+the one script of this folder by their hashes. What users wrote (prompts, names, settings, errors) reaches the page
+through an escaping template only.
+"""
 
 from __future__ import annotations
 
 import base64
-import io
+import hashlib
 from pathlib import Path
+from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader
-from PIL import Image
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from finetune.compare import Comparison, Row, Score
+from finetune.files import write_text
+from finetune.report import charts, gallery, numbers, tables
+from finetune.report.pictures import PictureBook
+from finetune.results import FROZEN_BASE, Results
 
-_TEMPLATES = Path(__file__).resolve().parent
-
-
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _score(score: Score) -> str:
-    return f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
-
-
-def _size(count: int | None) -> str:
-    if count is None:
-        return "–"
-    value = float(count)
-    for unit in ("B", "KB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
+REPORT: Final = "report.html"
+MAX_BYTES: Final = 15_000_000
+_TEXT_BYTES: Final = 3_000_000
+"""Kept free for everything but pictures; a suite of eight subjects, six rows and 25 prompts needs half of it."""
+_HERE: Final = Path(__file__).resolve().parent
+QUESTIONS: Final = {
+    "subject": "Who kept the subject?",
+    "prompt": "Who obeyed the prompt?",
+    "class": "Who left the class alone?",
+}
 
 
-def verdict(comparison: Comparison) -> list[str]:
-    """What the intervals allow to say, in words: "cannot tell" where they overlap."""
-    base, methods = comparison.rows[0], comparison.rows[1:]
-    sentences = []
-    for name, question, largest in (
-        ("subject", "kept the subject best", True),
-        ("prompt", "obeyed the prompts best", True),
-        ("class_to_subject", "left the class alone best", False),
-    ):
-        ranked = sorted(methods, key=lambda row: row.scores[name].mean, reverse=largest)
-        first = ranked[0].scores[name]
+def write_page(results: Results, folder: Path) -> Path:
+    """Write `folder`/report.html, whole or not at all; returns its path.
 
-        def apart(
-            other: Row, first: Score = first, name: str = name, largest: bool = largest
-        ) -> bool:
-            score = other.scores[name]
-            return score.high < first.low if largest else score.low > first.high
-
-        num_pictures = comparison.settings["num_images"] * (
-            1 if name == "class_to_subject" else len(comparison.columns) - 1
-        )
-        ties = [row.name for row in ranked[1:] if num_pictures < 3 or not apart(row)]
-        if ties:
-            sentences.append(
-                f"Which one {question}: cannot tell {ranked[0].name} from {', '.join(ties)}; their "
-                f"intervals over {num_pictures} pictures overlap."
-            )
-        else:
-            sentences.append(f"{ranked[0].name} {question} ({_score(first)}).")
-    scale = f"For scale: the frozen base scores {base.scores['subject'].mean:.3f} on the subject"
-    if comparison.real_similarity is not None:
-        scale += f", the photos among themselves {comparison.real_similarity:.3f}"
-    sentences.append(scale + ".")
-    return sentences
+    Args:
+        results: what the page shows; its pictures' paths are relative to `folder`. A picture that is not there
+            or cannot be read leaves a box that says so.
+        folder: where results.json lies.
+    """
+    path = folder / REPORT
+    write_text(path, render(results, folder))
+    return path
 
 
-def write_page(comparison: Comparison, path: Path) -> None:
-    """Write the page to `path`."""
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True)
-    rows = [
-        {
-            "name": row.name,
-            "subject": row.subject,
-            "pictures": [[_data_uri(image) for image in column] for column in row.images],
-            "scores": {name: _score(score) for name, score in row.scores.items()},
-            "steps": "–" if row.num_steps is None else row.num_steps,
-            "seconds": "–" if row.train_seconds is None else f"{row.train_seconds:.0f} s",
-            "memory": _size(row.peak_memory_bytes),
-            "artifact": _size(row.artifact_bytes),
-        }
-        for row in comparison.rows
-    ]
-    html = environment.get_template("page.html.jinja").render(
-        class_noun=comparison.settings["data"]["class_noun"],
-        photos=[_data_uri(photo) for photo in comparison.photos],
-        columns=comparison.columns,
-        rows=rows,
-        verdict=verdict(comparison),
-        scorer=comparison.scorer,
-        num_images=comparison.settings["num_images"],
-        settings=comparison.settings,
+def render(results: Results, folder: Path, *, max_bytes: int = MAX_BYTES) -> str:
+    """The page as HTML of at most `max_bytes` in UTF-8, as far as leaving out pictures achieves that."""
+    book = PictureBook(
+        folder, gallery.shelves(results), max_bytes=max(0, max_bytes - _TEXT_BYTES)
     )
-    path.write_text(html, encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "decimal": numbers.decimal,
+        "plural": numbers.plural,
+        "listing": numbers.listing,
+        "yaml": _yaml,
+    }
+    galleries = gallery.galleries(results, book)
+    num_variants = max((len(shown.variants) for shown in galleries), default=0)
+    css = (_HERE / "page.css").read_text("utf-8") + _variant_rules(num_variants)
+    script = (_HERE / "page.js").read_text("utf-8")
+    return environment.get_template("page.html.jinja").render(
+        results=results,
+        css=Markup(css),
+        script=Markup(script),
+        policy=_policy(css, script),
+        questions=QUESTIONS,
+        arrows=numbers.ARROWS,
+        directions=numbers.DIRECTIONS,
+        facts=facts(results),
+        galleries=galleries,
+        strips=gallery.strip_tables(results, book),
+        book=book,
+        num_variants=(num_variants, len(gallery.variants(results))),
+        pareto=_svg(charts.pareto(results)),
+        curves=_svg(charts.curves(results)),
+        headline=tables.score_table(results, [s for s in results.scores if s.headline]),
+        others=tables.score_table(results, [s for s in results.scores if not s.headline]),
+        differences=tables.difference_tables(results),
+        costs=tables.costs(results),
+        failures=tables.failures(results),
+        frozen_base=FROZEN_BASE,
+    )
+
+
+def facts(results: Results) -> list[str]:
+    """What was compared, in a few short phrases."""
+    compared = [row for row in results.rows if row.kind != "reference"]
+    noun = "method" if all(row.kind == "method" for row in compared) else "row"
+    prompts = [len([p for p in s.prompts if p.role == "test"]) for s in results.subjects]
+    num_prompts = f"{min(prompts)} to {max(prompts)}" if len(set(prompts)) > 1 else str(*set(prompts))
+    each = numbers.plural(results.num_images, "picture")
+    found = [
+        numbers.plural(len(compared), noun),
+        numbers.plural(len(results.subjects), "subject"),
+        f"{num_prompts} {'prompt' if num_prompts == '1' else 'prompts'}, {each} each",
+        numbers.plural(len(results.seeds), "training seed"),
+    ]
+    if results.base is not None:
+        found.append(f"base {results.base.source}")
+    return found
+
+
+def _svg(drawn: list[tuple[str, str]]) -> list[tuple[str, Markup]]:
+    return [(width, Markup(svg)) for width, svg in drawn]
+
+
+def _yaml(values: Any) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _variant_rules(num_variants: int) -> str:
+    """CSS that shows, of every place in a table, the variant that is chosen above it."""
+    chosen = [
+        f'.gallery:has(input[value="{number}"]:checked) .shots > [data-variant="{number}"]'
+        for number in range(num_variants)
+    ]
+    rule = ",\n".join(chosen) + " { display: block; }\n" if chosen else ""
+    return f"@supports selector(:has(a)) {{\n{rule}}}\n"
+
+
+def _policy(css: str, script: str) -> str:
+    """The content security policy: nothing but this page's own pictures, style sheet and script."""
+
+    def allowed(text: str) -> str:
+        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "img-src data:",
+            f"style-src {allowed(css)}",
+            f"script-src {allowed(script)}",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
