@@ -41,7 +41,11 @@ def points(results: Results) -> tuple[list[Point], float | None]:
 
 
 def pareto(results: Results) -> list[tuple[str, str]]:
-    """The plot of fidelities for wide and for narrow pages, as ("wide" or "narrow", SVG); [] without a point."""
+    """The plot of fidelities for wide and for narrow pages; [] without a point.
+
+    Returns:
+        ("wide", SVG) and ("narrow", SVG).
+    """
     rows, ceiling = points(results)
     subject, prompt = results.score("subject_fidelity"), results.score("prompt_fidelity")
     if not rows or subject is None or prompt is None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import LineStyleType
 
-from finetune.report.svg import NUM_SERIES, figure, inline, ink, shortened, style
+from finetune.report.svg import NUM_SERIES, figure, ink, inline, shortened, style
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 46, 12, 30, 34, 28
 """Pixels around each plot, and between rows of plots."""
-_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
+_DASHES: Final[tuple[LineStyleType, ...]] = ("solid", (0, (5, 2)), (0, (1, 1.5)))
 _KEY_LINE = 18
 
 
@@ -90,12 +92,15 @@ def _key(drawing: Figure, names: dict[int, str], *, columns: int) -> None:
     for number, (series, name) in enumerate(names.items()):
         row, column = divmod(number, columns)
         x, y = _LEFT + column * (width - _LEFT) / columns, 10 + row * _KEY_LINE
-        axes.plot([x, x + 22], [y, y], color=series_color(series), **_stroke(series))
+        axes.plot(
+            [x, x + 22], [y, y], color=series_color(series), linewidth=2, linestyle=_dashes(series)
+        )
         axes.text(x + 29, y, shortened(name, 34 if columns > 1 else 44), va="center_baseline")
 
 
-def _stroke(series: int) -> dict[str, object]:
-    return {"linewidth": 2, "linestyle": _DASHES[series // NUM_SERIES % len(_DASHES)]}
+def _dashes(series: int) -> LineStyleType:
+    """Methods of one colour differ in their dashes."""
+    return _DASHES[series // NUM_SERIES % len(_DASHES)]
 
 
 def _draw(axes: Axes, panel: Panel, number: int) -> None:
@@ -117,8 +122,17 @@ def _draw(axes: Axes, panel: Panel, number: int) -> None:
             continue
         steps, means, lows, highs = (list(column) for column in zip(*known, strict=True))
         color, name = series_color(line.series), f"{number}-{line.series}"
-        axes.fill_between(steps, lows, highs, color=color, alpha=0.14, linewidth=0, gid=f"band-{name}")
-        axes.plot(steps, means, color=color, gid=f"line-{name}", **_stroke(line.series))  # type: ignore[arg-type]
+        axes.fill_between(
+            steps, lows, highs, color=color, alpha=0.14, linewidth=0, gid=f"band-{name}"
+        )
+        axes.plot(
+            steps,
+            means,
+            color=color,
+            gid=f"line-{name}",
+            linewidth=2,
+            linestyle=_dashes(line.series),
+        )
         _ring(axes, line, dict(zip(steps, means, strict=True)), name)
     axes.set_xlabel("steps", loc="right")
     axes.margins(x=0.04, y=0.1)

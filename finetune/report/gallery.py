@@ -1,4 +1,4 @@
-"""What the picture tables hold: which picture stands where, what is said of it, and what stands in for holes."""
+"""What the picture tables hold: which picture stands where, what is said of it, what fills holes."""
 
 from __future__ import annotations
 
@@ -167,13 +167,13 @@ def _gallery(
 def _line(
     results: Results, row: Row, subject: Subject, shown: Sequence[Variant], book: PictureBook
 ) -> Line:
-    cells = {
-        cell.seed: cell for cell in results.cells_of(row.name) if cell.subject == subject.name
-    }
+    cells = {cell.seed: cell for cell in results.cells_of(row.name) if cell.subject == subject.name}
     finished = [cell for cell in cells.values() if cell.status == "finished"]
     phrase = next((cell.subject_phrase for cell in finished if cell.subject_phrase), None)
     if not finished:
-        why = [cell.error for cell in cells.values() if cell.error] or [row.error or "It was not run."]
+        why = [cell.error for cell in cells.values() if cell.error] or [
+            row.error or "It was not run."
+        ]
         return Line(row.name, phrase, row.name == FROZEN_BASE, (), why[0])
     tiles = tuple(
         tuple(
@@ -208,7 +208,9 @@ def _tile(
             picture = book[files[variant.picture]]
         notes = _notes(results, cell, column, variant.picture)
     heading = f"{row.name} · {subject.name} · {variant.label}"
-    return Tile(picture, number, f"{row.name}: {prompt.text}, {variant.label}", heading, asked, notes)
+    return Tile(
+        picture, number, f"{row.name}: {prompt.text}, {variant.label}", heading, asked, notes
+    )
 
 
 def as_asked(prompt: Prompt, cell: Cell | None, row: Row, subject: Subject) -> str:
@@ -271,7 +273,12 @@ def _strip(cell: Cell, asked: str, book: PictureBook) -> Strip:
     for point in _drawn(cell):
         words = f"{cell.row} after {plural(point.step, 'step')}"
         tile = Tile(
-            book[point.pictures[0][0]], 0, f"{words}: {asked}", f"{words} · {cell.subject}", asked, ""
+            book[point.pictures[0][0]],
+            0,
+            f"{words}: {asked}",
+            f"{words} · {cell.subject}",
+            asked,
+            "",
         )
         late = cell.overfits_from is not None and point.step >= cell.overfits_from
         frames[point.step] = Frame(tile, point.step == cell.recommended_step, late)

@@ -89,7 +89,10 @@ def whiskers(estimates: list[Estimate], *, with_zero: bool = False) -> list[Whis
         with_zero: let the scale hold zero in its middle, for differences.
     """
     ends = [
-        end for e in estimates for end in (e.low, e.mean, e.high) if e.mean is not None and end is not None
+        end
+        for e in estimates
+        for end in (e.low, e.mean, e.high)
+        if e.mean is not None and end is not None
     ]
     if not ends:
         return [None] * len(estimates)

@@ -1,14 +1,15 @@
 """Results to one self-contained HTML file that opens offline: pictures inline, everything escaped.
 
-The page asks nothing of the network: its content security policy forbids that, and allows the one style sheet and
-the one script of this folder by their hashes. What users wrote (prompts, names, settings, errors) reaches the page
-through an escaping template only.
+The page asks nothing of the network: its content security policy forbids that, and allows the one style
+sheet and the one script of this folder by their hashes. What users wrote (prompts, names, settings, errors)
+reaches the page through an escaping template only.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +24,8 @@ from finetune.results import FROZEN_BASE, Results
 
 REPORT: Final = "report.html"
 MAX_BYTES: Final = 15_000_000
-_TEXT_BYTES: Final = 3_000_000
-"""Kept free for everything but pictures; a suite of eight subjects, six rows and 25 prompts needs half of it."""
+_TEXT_BYTES: Final = 2_000_000
+"""Kept free for everything but pictures."""
 _HERE: Final = Path(__file__).resolve().parent
 QUESTIONS: Final = {
     "subject": "Who kept the subject?",
@@ -37,8 +38,8 @@ def write_page(results: Results, folder: Path) -> Path:
     """Write `folder`/report.html, whole or not at all; returns its path.
 
     Args:
-        results: what the page shows; its pictures' paths are relative to `folder`. A picture that is not there
-            or cannot be read leaves a box that says so.
+        results: what the page shows; its pictures' paths are relative to `folder`. A picture that is not
+            there or cannot be read leaves a box that says so.
         folder: where results.json lies.
     """
     path = folder / REPORT
@@ -48,9 +49,7 @@ def write_page(results: Results, folder: Path) -> Path:
 
 def render(results: Results, folder: Path, *, max_bytes: int = MAX_BYTES) -> str:
     """The page as HTML of at most `max_bytes` in UTF-8, as far as leaving out pictures achieves that."""
-    book = PictureBook(
-        folder, gallery.shelves(results), max_bytes=max(0, max_bytes - _TEXT_BYTES)
-    )
+    book = PictureBook(folder, gallery.shelves(results), max_bytes=max(0, max_bytes - _TEXT_BYTES))
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -88,6 +87,7 @@ def render(results: Results, folder: Path, *, max_bytes: int = MAX_BYTES) -> str
         differences=tables.difference_tables(results),
         costs=tables.costs(results),
         failures=tables.failures(results),
+        judged={finding.score for finding in results.verdict},
         frozen_base=FROZEN_BASE,
     )
 
@@ -97,7 +97,9 @@ def facts(results: Results) -> list[str]:
     compared = [row for row in results.rows if row.kind != "reference"]
     noun = "method" if all(row.kind == "method" for row in compared) else "row"
     prompts = [len([p for p in s.prompts if p.role == "test"]) for s in results.subjects]
-    num_prompts = f"{min(prompts)} to {max(prompts)}" if len(set(prompts)) > 1 else str(*set(prompts))
+    num_prompts = (
+        f"{min(prompts)} to {max(prompts)}" if len(set(prompts)) > 1 else str(*set(prompts))
+    )
     each = numbers.plural(results.num_images, "picture")
     found = [
         numbers.plural(len(compared), noun),
@@ -115,7 +117,8 @@ def _svg(drawn: list[tuple[str, str]]) -> list[tuple[str, Markup]]:
 
 
 def _yaml(values: Any) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    plain = json.loads(json.dumps(values, default=str))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _variant_rules(num_variants: int) -> str:

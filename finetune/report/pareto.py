@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from finetune.report.svg import NUM_DRIFT_STEPS, figure, inline, ink, shortened, style
+from finetune.report.svg import NUM_DRIFT_STEPS, figure, ink, inline, shortened, style
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 88
 """Pixels around the plot's frame."""
@@ -250,8 +250,9 @@ def _drift_key(drawing: Figure, edges: Sequence[float]) -> None:
     axes.set_xticks([edges[0], edges[-1]], ["drift 0, as the base", f"{edges[-1]:g}"])
     axes.tick_params(length=0, labelsize="small")
     axes.spines[:].set_visible(False)
-    for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
-        label.set_horizontalalignment(side)
+    first, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
 
 
 def _in_words(points: Sequence[Point], ceiling: float | None) -> str:

@@ -12,12 +12,14 @@ from typing import Final
 from PIL import Image
 
 SIDES: Final = (512, 384, 256)
-"""Pixels of the longer side, tried in turn until all pictures fit; the last is kept and pictures are left out,
-the later shelves first."""
+"""Pixels of the longer side, tried in turn until all pictures fit; the last is kept and pictures are left
+out, the later shelves first."""
 SMALLER_SIDES: Final = (192, 128, 96, 64)
 """For when not even the first shelf fits."""
 QUALITY: Final = 85
 """WebP; at 128 pixels and more no difference to the file is seen beside it."""
+MARKUP_BYTES: Final = 700
+"""What a page spends on each picture besides its data, on what is said of it."""
 _NUM_PROBES: Final = 12
 
 
@@ -48,7 +50,7 @@ class PictureBook:
             folder: what the files' paths are relative to; nothing outside it is read.
             shelves: files by importance. A shelf is left out whole, from the last one on, where all would
                 not fit at the least of `SIDES`.
-            max_bytes: of all data URIs together.
+            max_bytes: of all data URIs and `MARKUP_BYTES` for each together.
         """
         self._folder = folder.resolve()
         self._max_bytes = max_bytes
@@ -70,9 +72,10 @@ class PictureBook:
             return Missing("left out to keep the page small")
         found = self._encode(file, self.side)
         if isinstance(found, Picture):
-            if self.total_bytes + len(found.uri) > self._max_bytes:
+            needed = len(found.uri) + MARKUP_BYTES
+            if self.total_bytes + needed > self._max_bytes:
                 return Missing("left out to keep the page small")
-            self.total_bytes += len(found.uri)
+            self.total_bytes += needed
         return found
 
     def _plan(self, shelves: Sequence[Sequence[str]]) -> tuple[int, int]:
@@ -81,7 +84,7 @@ class PictureBook:
         probes = files[:: max(1, len(files) // _NUM_PROBES)]
         for side in (*SIDES, *SMALLER_SIDES):
             sizes = [
-                len(found.uri)
+                len(found.uri) + MARKUP_BYTES
                 for file in probes
                 if isinstance(found := self._encode(file, side), Picture)
             ]

@@ -1,9 +1,9 @@
 """Matplotlib figures as inline SVG whose text stays text and whose colours are the page's own.
 
-A page with a strict content security policy allows no `style` attribute, and one that follows the reader's light or
-dark scheme cannot hold fixed colours. So figures are drawn in the stand-in colours of `INKS`, and what matplotlib
-writes is rewritten: styles become presentation attributes, stand-ins become CSS variables, identifiers get a prefix
-that makes them unique on the page, and metadata goes.
+A page with a strict content security policy allows no `style` attribute, and one that follows the reader's
+light or dark scheme cannot hold fixed colours. So figures are drawn in the stand-in colours of `INKS`, and
+what matplotlib writes is rewritten: styles become presentation attributes, stand-ins become CSS variables,
+identifiers get a prefix that makes them unique on the page, and metadata goes.
 """
 
 from __future__ import annotations
@@ -148,7 +148,9 @@ def _drop_unused_identifiers(root: ElementTree.Element, prefix: str) -> None:
     """Keep the identifiers that are referred to and those that our own artists carry."""
     used = set()
     for element in root.iter():
-        used |= {value.removeprefix("#") for name, value in element.attrib.items() if name == "href"}
+        used |= {
+            value.removeprefix("#") for name, value in element.attrib.items() if name == "href"
+        }
         used |= {match for value in element.attrib.values() for match in _URL.findall(value)}
     automatic = re.compile(
         rf"{re.escape(prefix)}-(figure|axes|patch|text|line2d|xtick|ytick|matplotlib\.axis|"

@@ -1,4 +1,4 @@
-"""What the tables of figures hold: scores, differences, costs, failures, all from the results' own numbers."""
+"""What the tables of figures hold: scores, differences, costs, failures, all of them the results' own."""
 
 from __future__ import annotations
 

@@ -73,7 +73,9 @@ class Wanted:
     """Row, subject, training seed."""
     scores: Sequence[str] = tuple(SCORES)
     has_base: bool = True
-    note: str = "Prompt fidelity compares with the prompt whose identifier is replaced by the class noun."
+    note: str = (
+        "Prompt fidelity compares with the prompt whose identifier is replaced by the class noun."
+    )
     paint: Paint = field(default=paint_plain)
 
 
@@ -107,7 +109,9 @@ class _Maker:
             )
             for role, text in templates
         )
-        validation = Prompt(template="a {subject} in the rain", text="a dog in the rain", role="validation")
+        validation = Prompt(
+            template="a {subject} in the rain", text="a dog in the rain", role="validation"
+        )
         return Subject(
             name=name,
             class_noun="dog",
@@ -129,7 +133,13 @@ class _Maker:
     def cell(self, row: str, subject: Subject, seed: int) -> Cell:
         wanted = self.wanted
         if (row, subject.name, seed) in wanted.failed:
-            return Cell(row=row, subject=subject.name, seed=seed, status="failed", error=f"Out of memory: {NASTY}")
+            return Cell(
+                row=row,
+                subject=subject.name,
+                seed=seed,
+                status="failed",
+                error=NASTY,
+            )
         shape = [(p, i) for p in range(len(subject.prompts)) for i in range(wanted.num_images)]
         place = f"pictures/{row.replace('/', '_')[:40]}/{subject.name[:40]}/{seed}"
         files = {(p, i): self.file(f"{place}/{p}-{i}.png") for p, i in shape}
@@ -143,7 +153,11 @@ class _Maker:
         nested = [
             [files[p, i] for i in range(wanted.num_images)] for p in range(len(subject.prompts))
         ]
-        curve = [self.point(row, subject, seed, step, place) for step in wanted.steps] if trained else []
+        curve = (
+            [self.point(row, subject, seed, step, place) for step in wanted.steps]
+            if trained
+            else []
+        )
         return Cell(
             row=row,
             subject=subject.name,
@@ -157,7 +171,8 @@ class _Maker:
             num_trainable=797_184 if trained else None,
             pictures=tuple(map(tuple, nested)),
             noise_seeds=tuple(
-                tuple(1000 * p + i for i in range(wanted.num_images)) for p in range(len(subject.prompts))
+                tuple(1000 * p + i for i in range(wanted.num_images))
+                for p in range(len(subject.prompts))
             ),
             scores=scores,
             curve=tuple(curve),
@@ -197,7 +212,9 @@ class _Maker:
     def curve_summary(self, row: str) -> CurveSummary:
         steps = tuple(self.wanted.steps)
         estimates = tuple(
-            Estimate(mean=step / 1000, low=step / 1000 - 0.02, high=step / 1000 + 0.02, num_values=4)
+            Estimate(
+                mean=step / 1000, low=step / 1000 - 0.02, high=step / 1000 + 0.02, num_values=4
+            )
             for step in steps
         )
         return CurveSummary(
@@ -249,7 +266,13 @@ class _Maker:
             if wanted.num_photos > 1 and "subject_fidelity" in wanted.scores:
                 values = {f"subject_fidelity/{ENCODER}": ((0.8,) * wanted.num_photos,)}
                 cells.append(
-                    Cell(row=REAL_PHOTOS, subject=subject.name, seed=0, status="finished", scores=values)
+                    Cell(
+                        row=REAL_PHOTOS,
+                        subject=subject.name,
+                        seed=0,
+                        status="finished",
+                        scores=values,
+                    )
                 )
         return Results(
             title="Which method learnt this dog?",
@@ -262,11 +285,15 @@ class _Maker:
                 threads=2,
                 versions={"torch": "2.13.0", "diffusers": "0.42.1"},
             ),
-            base=BaseInfo(source="clay", family="sd", fingerprint="c0ffee" * 10, dtype="float32", size=128)
+            base=BaseInfo(
+                source="clay", family="sd", fingerprint="c0ffee" * 10, dtype="float32", size=128
+            )
             if wanted.has_base
             else None,
             budget=Budget(kind="steps", amount=200, text="Every method had 200 optimizer steps."),
-            rule=Rule(text="The rule takes the step of highest subject fidelity.", limits={"drift": 0.2}),
+            rule=Rule(
+                text="The rule takes the step of highest subject fidelity.", limits={"drift": 0.2}
+            ),
             num_images=wanted.num_images,
             seeds=tuple(wanted.seeds),
             sampling={"num_steps": 30, "guidance_scale": 5.0},
@@ -303,7 +330,12 @@ class _Maker:
             differences=tuple(self.differences()),
             curves=tuple(map(self.curve_summary, wanted.methods)) if wanted.steps else (),
             verdict=tuple(
-                Finding(question=question, score=f"{id}/{ENCODER}", text=f"{NASTY} leads.", leaders=leaders)
+                Finding(
+                    question=question,
+                    score=f"{id}/{ENCODER}",
+                    text=f"{NASTY} leads.",
+                    leaders=leaders,
+                )
                 for question, id, leaders in (
                     ("subject", "subject_fidelity", tuple(wanted.methods)),
                     ("prompt", "prompt_fidelity", tuple(wanted.methods[:1])),
