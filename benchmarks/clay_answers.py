@@ -32,7 +32,7 @@ from data_prep.clay.world import (
     with_article,
 )
 from finetune.base import BaseConfig, load_base
-from finetune.evaluate import ClipScorer
+from finetune.encoders import EMBEDDED_CLIP, Encoder, load_encoder
 from finetune.generate import SamplingConfig, generate, labelled_grid
 
 VOCABULARY: dict[str, tuple[str, ...]] = {
@@ -101,7 +101,7 @@ def train_classifier(folder: Path, steps: int) -> Classifier:
     return model.eval()
 
 
-def zero_shot_captions(scorer: ClipScorer) -> dict[str, Tensor]:
+def zero_shot_captions(scorer: Encoder) -> dict[str, Tensor]:
     """Mean embedding of every value's captions, over all classes where the class is not asked."""
 
     def mean(texts: list[str]) -> Tensor:
@@ -120,7 +120,7 @@ def zero_shot_captions(scorer: ClipScorer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def accuracies(
-    images: list[Any], truths: list[dict[str, int]], scorer: ClipScorer, model: Classifier
+    images: list[Any], truths: list[dict[str, int]], scorer: Encoder, model: Classifier
 ) -> dict[str, dict[str, float]]:
     captions, embeddings = zero_shot_captions(scorer), scorer.embed_images(images)
     outputs = [model(to_pixels(images[i : i + 64])) for i in range(0, len(images), 64)]
@@ -153,7 +153,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/clay_answers.json"))
     arguments = parser.parse_args()
-    model, scorer = train_classifier(arguments.renders, arguments.steps), ClipScorer.load()
+    model, scorer = (
+        train_classifier(arguments.renders, arguments.steps),
+        load_encoder(EMBEDDED_CLIP),
+    )
     results = {"held-out renders": accuracies(*unseen_renders(200), scorer, model)}
     print(json.dumps(results, indent=1), flush=True)
     rng = random.Random(0)

@@ -27,9 +27,10 @@ from data_prep.clay.subjects import HELD_OUT_PLACES
 from data_prep.clay.world import CLASSES, PLACES, with_article
 from finetune.base import BaseConfig, BasePipeline, load_base
 from finetune.config import apply_overrides, build_run_config, read_yaml
-from finetune.evaluate import ClipScorer, real_similarity, subject_similarity, zero_shot
+from finetune.encoders import EMBEDDED_CLIP, Encoder, load_encoder
 from finetune.generate import SamplingConfig, generate, labelled_grid
 from finetune.run import prepare_folder, run_training
+from finetune.scores import Views, embed_images, real_similarity, subject_fidelity, zero_shot
 from methods import load_method
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +39,7 @@ IMAGES_PER_PROMPT = 3
 IMAGES_OF_CLASS = 12
 
 
-def place_captions(scorer: ClipScorer) -> torch.Tensor:
+def place_captions(scorer: Encoder) -> torch.Tensor:
     """One embedding per place: the mean over all classes."""
     rows = []
     for place in PLACES:
@@ -60,17 +61,17 @@ def pictures(base: BasePipeline, subject: str, class_noun: str) -> tuple[list[An
     return images[: len(prompts)], images[len(prompts) :]
 
 
-def measure(
-    scorer: ClipScorer, made: list[Any], of_class: list[Any], real: Any
-) -> dict[str, float]:
-    embeddings = scorer.embed_images(made)
+def measure(scorer: Encoder, made: list[Any], of_class: list[Any], real: Views) -> dict[str, float]:
+    embeddings = embed_images(scorer, made, [f"picture {i}" for i in range(len(made))])
+    class_names = [f"picture {i} of the class" for i in range(len(of_class))]
+    class_embeddings = embed_images(scorer, of_class, class_names)
     places = list(dict.fromkeys(HELD_OUT_PLACES))
     truth = torch.tensor([PLACES.index(p) for p in places for _ in range(IMAGES_PER_PROMPT)])
-    right = zero_shot(embeddings, place_captions(scorer)) == truth
+    right = zero_shot(embeddings.vectors.float(), place_captions(scorer)) == truth
     return {
-        "similarity": float(subject_similarity(embeddings, real).mean()),
+        "similarity": float(subject_fidelity(embeddings, real).mean()),
         "place_accuracy": float(right.float().mean()),
-        "class_similarity": float(subject_similarity(scorer.embed_images(of_class), real).mean()),
+        "class_similarity": float(subject_fidelity(class_embeddings, real).mean()),
     }
 
 
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/subjects.json"))
     parser.add_argument("--grids", type=Path, default=Path("runs/subjects"))
     arguments, overrides = parser.parse_known_args()
-    base, scorer = load_base(BaseConfig(source="clay")), ClipScorer.load()
+    base, scorer = load_base(BaseConfig(source="clay")), load_encoder(EMBEDDED_CLIP)
     results: dict[str, Any] = {}
     arguments.grids.mkdir(parents=True, exist_ok=True)
     rows = [(kind, kind, list[str]()) for kind in arguments.methods]
@@ -92,10 +93,11 @@ def main() -> None:
         rows.append(("dreambooth, no prior", "dreambooth", ["prior.kind=none"]))
     for name in arguments.subjects:
         folder = SUBJECTS / name
-        photos = [Image.open(path) for path in sorted((folder / "held_out").glob("*.jpg"))]
-        real = scorer.embed_images(photos)
+        paths = sorted((folder / "held_out").glob("*.jpg"))
+        photos = [Image.open(path) for path in paths]
+        real = embed_images(scorer, photos, [path.name for path in paths])
         made, of_class = pictures(base, name, name)
-        floor, ceiling = measure(scorer, made, of_class, real), real_similarity(real)
+        floor, ceiling = measure(scorer, made, of_class, real), real_similarity(real).mean
         results[name] = {"frozen base": floor, "real_real": ceiling}
         grid = [("held out", photos), ("frozen base", [*made[::IMAGES_PER_PROMPT], of_class[0]])]
         print(f"{name}: base {floor['similarity']:.3f}, real-real {ceiling:.3f}, "

@@ -1,72 +1,39 @@
-"""Scores of pictures: pure functions on embeddings, and the CLIP encoder that makes them.
-
-Definitions follow Ruiz et al. 2023, §4.1: CLIP-I is the mean cosine over all pairs of a generated and
-a real picture, CLIP-T that of pictures and their prompts (the identifier replaced by the class noun).
-"""
+"""The embedded encoder and two scores under the names that `compare` calls them by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPTokenizer
 
-from data_prep.transforms import crop_square, to_pixel_values
-from finetune.bases import EMBEDDED, SCORER
-from finetune.dual_encoder import DualEncoder
-from finetune.errors import ArtifactError
+from finetune.encoders import EMBEDDED_CLIP, Encoder, load_text_encoder
 
 Embeddings = Float[Tensor, "count dimensions"]
 
 
 @dataclass(frozen=True)
 class ClipScorer:
-    """A dual encoder trained as CLIP (Radford et al. 2021) with its tokenizer.
-
-    Pictures are resized and cropped to the encoder's square and scaled to [-1, 1].
-    """
+    """An encoder that reads pictures and texts."""
 
     name: str
-    model: DualEncoder
-    tokenizer: Any
+    encoder: Encoder
 
     @staticmethod
-    def load(source: str = SCORER) -> ClipScorer:
-        """The embedded CLIP (`clay-clip`), or a folder of the same kind. Raises `ArtifactError`."""
-        folder = EMBEDDED / source if (EMBEDDED / source).is_dir() else Path(source)
-        try:
-            model = DualEncoder.from_pretrained(folder)
-            return ClipScorer(source, model, CLIPTokenizer.from_pretrained(folder))
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ArtifactError(f"The scorer '{source}' cannot be read: {error}") from error
+    def load(source: str = EMBEDDED_CLIP) -> ClipScorer:
+        """See `load_text_encoder`."""
+        return ClipScorer(source, load_text_encoder(source))
 
-    @torch.no_grad()
-    def embed_images(self, images: Sequence[Image.Image], *, batch_size: int = 64) -> Embeddings:
+    def embed_images(self, images: Sequence[Image.Image]) -> Embeddings:
         """Unit embeddings of pictures."""
-        size = self.model.image_size
-        pixels = [to_pixel_values(crop_square(image.convert("RGB"), size)[0]) for image in images]
-        parts = [
-            self.model.get_image_features(torch.stack(pixels[start : start + batch_size]))
-            for start in range(0, len(pixels), batch_size)
-        ]
-        return F.normalize(torch.cat(parts), dim=-1)
+        return self.encoder.embed_images(images)
 
-    @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
         """Unit embeddings of captions."""
-        tokens = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, return_tensors="pt"
-        )
-        return F.normalize(self.model.get_text_features(tokens.input_ids), dim=-1)
+        return self.encoder.embed_texts(texts)
 
 
 def subject_similarity(generated: Embeddings, real: Embeddings) -> Float[Tensor, " count"]:
@@ -89,11 +56,6 @@ def real_similarity(real: Embeddings) -> float | None:
 def prompt_similarity(generated: Embeddings, prompts: Embeddings) -> Float[Tensor, " count"]:
     """CLIP-T of each picture and its own prompt, in [-1, 1]."""
     return (generated * prompts).sum(1)
-
-
-def zero_shot(generated: Embeddings, choices: Embeddings) -> Tensor:
-    """Index of the caption among `choices` that is nearest to each picture, [count]."""
-    return (generated @ choices.T).argmax(1)
 
 
 def bootstrap_interval(

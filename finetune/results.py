@@ -42,6 +42,11 @@ RowKind = Literal["reference", "method", "artifact", "folder"]
 Better = Literal["higher", "lower", "neither"]
 
 
+def score_key(id: str, encoder: str) -> str:
+    """What a score by an encoder is called everywhere in the file."""
+    return f"{id}/{encoder}"
+
+
 class Record(Section):
     """A part of results.json."""
 
@@ -101,7 +106,7 @@ class ScoreInfo(Record):
     """What one score is. `key` names it everywhere else in the file."""
 
     key: str
-    """`id/encoder`."""
+    """`id/encoder`; see `score_key`."""
     id: str
     """`subject_fidelity`, `prompt_fidelity`, `class_leak`, `diversity`, `drift`, `copy`, `copy_share`,
     `subject_fidelity_masked`."""
@@ -151,6 +156,9 @@ class Cell(Record):
     subject_phrase: str | None = None
     """What stands for the subject in this row's prompts."""
     num_steps: int | None = None
+    """Optimizer steps done."""
+    kept_step: int | None = None
+    """Step whose weights made the pictures, where that is not the last one."""
     recommended_step: int | None = None
     """By the checkpoint rule, where there is a curve."""
     overfits_from: int | None = None
@@ -159,11 +167,14 @@ class Cell(Record):
     num_trainable: int | None = None
     """Trained numbers."""
     pictures: tuple[tuple[str, ...], ...] = ()
-    """Files, [prompt, picture]; empty for a failed cell."""
+    """Files, [prompt, picture]; empty for a failed cell, `()` where a row has none of a prompt."""
     noise_seeds: tuple[tuple[int, ...], ...] = ()
     """Seed of each picture's noise, the same in every row."""
     scores: dict[str, Table] = Field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
+    curve_scale: dict[str, Number] = Field(default_factory=dict)
+    """What the rule's limits are relative to: the frozen base's `prompt_fidelity` and `noise` (mean 1 -
+    cosine between its pictures of one prompt) on the validation prompts."""
     costs: Costs = Costs()
 
 
@@ -237,7 +248,10 @@ class CurveSummary(Record):
     steps: tuple[int, ...]
     scores: dict[str, tuple[Estimate, ...]]
     """Score key -> an estimate per step."""
+    limits: dict[str, Number]
+    """Score key -> the rule's limit in that score's own unit; prompt fidelity's is a lower one."""
     recommended_step: int | None
+    """By the rule on the means over all cells."""
     overfits_from: int | None
 
 

@@ -10,7 +10,6 @@ from finetune.evaluate import (
     prompt_similarity,
     real_similarity,
     subject_similarity,
-    zero_shot,
 )
 
 AXES = torch.eye(3)
@@ -30,11 +29,6 @@ def test_real_similarity_leaves_out_pairs_of_the_same_picture() -> None:
 def test_prompt_similarity_is_each_picture_s_own() -> None:
     prompts = torch.stack([AXES[0], AXES[0]])
     torch.testing.assert_close(prompt_similarity(AXES[:2], prompts), torch.tensor([1.0, 0.0]))
-
-
-def test_zero_shot_takes_the_nearest_caption() -> None:
-    pictures = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]])
-    assert zero_shot(pictures, AXES).tolist() == [0, 2]
 
 
 def test_bootstrap_interval_covers_the_mean_of_normal_data_as_often_as_it_says() -> None:

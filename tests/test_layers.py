@@ -37,7 +37,7 @@ FENCES: dict[str, tuple[str, ...]] = {
         "finetune/base.py",
         "finetune/artifact.py",
         "finetune/generate.py",
-        "finetune/evaluate.py",
+        "finetune/encoders/",
         "finetune/dual_encoder.py",
     ),
     "peft": ("methods/", "finetune/artifact.py"),

@@ -8,9 +8,6 @@ from pathlib import Path
 from finetune.errors import ArtifactError, did_you_mean
 
 EMBEDDED = Path(__file__).resolve().parent
-SCORER = "clay-clip"
-"""Folder of the embedded CLIP model that scores pictures."""
-
 
 _NETWORKS = ("text_encoder*", "unet", "transformer", "vae")
 _CONFIGURATIONS = [
