@@ -7,7 +7,7 @@ from finetune.report.numbers import ARROWS
 from finetune.report.pareto import Axis, Point, Span, pareto_svg
 from finetune.results import REAL_PHOTOS, Estimate, Results
 
-_CURVE_SCORES = ("subject_fidelity", "prompt_fidelity", "drift", "copy")
+_CURVE_SCORES = ("subject_fidelity", "prompt_fidelity", "drift", "copy_share")
 
 
 def _span(estimate: Estimate | None) -> Span | None:
@@ -81,7 +81,9 @@ def panels(results: Results) -> list[Panel]:
             if score is not None and curve.scores.get(score.key)
         ]
         if score is not None and any(mean is not None for line in lines for mean in line.means):
-            found.append(Panel(f"{score.short_title} {ARROWS[score.better]}".strip(), lines))
+            given = [curve.limits.get(score.key) for curve in results.curves]
+            limits = sorted({limit for limit in given if limit is not None})
+            found.append(Panel(f"{score.title} {ARROWS[score.better]}".strip(), lines, limits))
     return found
 
 

@@ -42,6 +42,8 @@ class Panel:
 
     title: str
     lines: Sequence[Line]
+    limits: Sequence[float] = ()
+    """Of the checkpoint rule, dashed."""
 
 
 def series_color(series: int) -> str:
@@ -134,6 +136,10 @@ def _draw(axes: Axes, panel: Panel, number: int) -> None:
             linestyle=_dashes(line.series),
         )
         _ring(axes, line, dict(zip(steps, means, strict=True)), name)
+    for count, limit in enumerate(panel.limits):
+        axes.axhline(
+            limit, color=ink("--soft"), linewidth=1, dashes=(4, 4), gid=f"limit-{number}-{count}"
+        )
     axes.set_xlabel("steps", loc="right")
     axes.margins(x=0.04, y=0.1)
 

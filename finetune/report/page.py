@@ -89,6 +89,8 @@ def render(results: Results, folder: Path, *, max_bytes: int = MAX_BYTES) -> str
         failures=tables.failures(results),
         judged={finding.score for finding in results.verdict},
         frozen_base=FROZEN_BASE,
+        nothing=numbers.NOTHING,
+        same_noise=same_noise(results),
     )
 
 
@@ -110,6 +112,21 @@ def facts(results: Results) -> list[str]:
     if results.base is not None:
         found.append(f"base {results.base.source}")
     return found
+
+
+def same_noise(results: Results) -> bool:
+    """Whether every picture's noise is known and the same in every row."""
+    seeds: dict[tuple[str, int, int, int], int] = {}
+    for row in gallery.shown_rows(results):
+        for cell in results.cells_of(row.name):
+            for column, pictures in enumerate(cell.pictures):
+                known = cell.noise_seeds[column] if column < len(cell.noise_seeds) else ()
+                if len(known) != len(pictures):
+                    return False
+                for number, seed in enumerate(known):
+                    if seeds.setdefault((cell.subject, cell.seed, column, number), seed) != seed:
+                        return False
+    return True
 
 
 def _svg(drawn: list[tuple[str, str]]) -> list[tuple[str, Markup]]:

@@ -188,7 +188,7 @@ def _label(drawing: Figure, axes: Axes, points: Sequence[Point], taken: list[Bbo
     for point in points:
         taken += _occupied(axes, point)
     frame = Bbox.from_extents(_LEFT, _BOTTOM, drawing.bbox.width, drawing.bbox.height)
-    for point in points:
+    for number, point in enumerate(points):
         drift = "" if point.drift is None else f"\ndrift {point.drift:.2f}"
         label = axes.annotate(
             shortened(point.name) + drift,
@@ -200,16 +200,21 @@ def _label(drawing: Figure, axes: Axes, points: Sequence[Point], taken: list[Bbo
             linespacing=1.15,
             va="center",
             zorder=4,
+            gid=f"name-{number}",
         )
-        costs = [_cost(_put(label, place), place, taken, frame) for place in _PLACES]
-        taken.append(_put(label, _PLACES[costs.index(min(costs))]))
+        place = _best_place(label, taken, frame)
+        label.set_position(place)
+        label.set_horizontalalignment("left" if place[0] > 0 else "right")
 
 
-def _put(label: Annotation, place: tuple[float, float]) -> Bbox:
-    """Move a label to `place`; returns the room it takes there."""
-    label.set_position(place)
-    label.set_horizontalalignment("left" if place[0] > 0 else "right")
-    return label.get_window_extent()
+def _best_place(label: Annotation, taken: list[Bbox], frame: Bbox) -> tuple[float, float]:
+    """The place of a left-aligned label at offset 0 that costs least; its room there is added to `taken`."""
+    here = label.get_window_extent()
+    boxes = [here.translated(x if x > 0 else x - here.width, y) for x, y in _PLACES]
+    costs = [_cost(box, place, taken, frame) for box, place in zip(boxes, _PLACES, strict=True)]
+    best = costs.index(min(costs))
+    taken.append(boxes[best])
+    return _PLACES[best]
 
 
 def _cost(box: Bbox, place: tuple[float, float], taken: Sequence[Bbox], frame: Bbox) -> float:

@@ -61,6 +61,8 @@ class Cost:
     row: str
     num_cells: int
     steps: str
+    kept: str
+    """Steps whose weights made the pictures, where those are not the last ones."""
     train: str
     per_picture: str
     memory: str
@@ -188,6 +190,7 @@ def _cost(name: str, cells: Sequence[Cell]) -> Cost:
         row=name,
         num_cells=len(cells),
         steps=_each(cell.num_steps for cell in cells),
+        kept=_each(cell.kept_step for cell in cells),
         train=seconds(_mean(cell.costs.train_seconds for cell in cells)),
         per_picture=seconds(_mean(cell.costs.picture_seconds for cell in cells)),
         memory=size(max(memory, default=None)),
