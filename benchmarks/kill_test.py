@@ -103,9 +103,9 @@ def training(base: BasePipeline, photos: Path, kind: str) -> Work:
         }
         config = build_run_config(values, load_method, "kill test")
         method, resume = load_method(kind)(config.method), (folder / "config.yaml").is_file()
-        data = prepare_training(base, method, config)
+        prepared = prepare_training(base, method, config)
         prepare_folder(config, resume=resume, overwrite=False)
-        run_training(base, method, config, data=data, resume=resume)
+        run_training(base, method, config, prepared=prepared, resume=resume)
 
     return work
 

@@ -20,6 +20,7 @@ from finetune.loss import LossConfig
 from finetune.method import MethodConfig
 from finetune.optim import OptimizerConfig
 from finetune.speed import AttentionName
+from finetune.validation import ValidationConfig
 
 MethodLoader = Callable[[str], Any]
 """Name of a method -> its class; raises `ConfigError` for an unknown one."""
@@ -62,6 +63,9 @@ class TrainingConfig(Section):
     checkpoint_every: int | None = Field(None, gt=0)
     """Optimizer steps between checkpoints; null keeps one only of an
     interrupted run."""
+    max_seconds: float | None = Field(None, gt=0)
+    """End after the step at which all steps together have taken this long, validation and samples not
+    counted; null goes to `num_steps`. Such a run cannot be repeated exactly."""
     max_non_finite_steps: int = Field(5, gt=0)
     """Steps in a row whose loss or gradients are not finite, each skipped, after which a run gives up."""
 
@@ -121,6 +125,8 @@ class RunConfig(Section):
     """Budget and mechanics."""
     sampling: SamplingConfig = SamplingConfig()
     """How pictures are made."""
+    validation: ValidationConfig = ValidationConfig()
+    """Scores along training, the checkpoint to keep, early stopping."""
     samples: SamplesConfig = SamplesConfig()
     """Pictures made while training."""
     tracking: TrackingConfig = TrackingConfig()
@@ -158,48 +164,6 @@ class RunConfig(Section):
                 "is (data.class_noun=dog), or set prior.kind=none"
             )
         return self
-
-
-class FinishedRow(Section):
-    """An artifact that is there already, ours or made elsewhere."""
-
-    path: Path
-    """A run, an artifact, or a file or folder of another tool that `finetune generate` takes."""
-    subject: str | None = Field(None, min_length=1)
-    """What stands for the subject in prompts; null takes what the artifact says."""
-
-
-class CompareConfig(Section):
-    """Several methods on the same photos, at the same budget, with the same seeds."""
-
-    base: BaseConfig = BaseConfig()
-    """The frozen base, loaded once."""
-    data: DataConfig
-    """The photos."""
-    shared: dict[str, Any] = Field(default_factory=dict)
-    """Sections of a run (`training`, `optimizer`, `loss`, `sampling`, …) that hold for every method."""
-    methods: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Row name -> sections of a run that hold for that row; each needs `method.kind`."""
-    artifacts: dict[str, FinishedRow] = Field(default_factory=dict)
-    """Row name -> an artifact to show beside them, made for the same base."""
-    prompts: tuple[str, ...] = Field(min_length=1)
-    """Columns. `{subject}` becomes each method's phrase, and the class noun for the frozen base."""
-    class_prompt: str = "a photo of a {class}"
-    """Last column: shows whether the class is still itself."""
-    num_images: int = Field(4, gt=0)
-    """Pictures per prompt and row, with the same seeds in every row."""
-    seed: int = 0
-    """Seed of the first picture of each prompt."""
-    output: Path = Path("runs/compare")
-    """Folder of the results."""
-
-    @field_validator("prompts")
-    @classmethod
-    def _about_the_subject(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        for prompt in prompts:
-            if "{subject}" not in prompt:
-                raise ValueError(f"'{prompt}' does not mention {{subject}}")
-        return prompts
 
 
 MAX_YAML_BYTES = 1_000_000

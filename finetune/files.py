@@ -129,9 +129,19 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_json(path: Path, values: Any) -> None:
+    """Write values as JSON, whole or not at all. Raises `CheckpointError` where that is impossible."""
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
 def partial_of(path: Path) -> Path:
     """Where `write_text` prepares a file."""
     return path.with_name(f".{path.name}.partial")
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a name within a folder is kept for what is being written: those that begin with a dot."""
+    return name.startswith(".")
 
 
 def remove_folder(path: Path) -> None:

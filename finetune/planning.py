@@ -45,9 +45,7 @@ class Settle:
         ]
         parts = [f"{n} more {one if n == 1 else many}" for n, one, many in asked if n is not None]
         if not parts:
-            return (
-                "A gap so small is out of reach: no number of these that one could have settles it."
-            )
+            return "The gap is too small for more pictures, prompts or subjects within reach to settle it."
         return f"About {' or '.join(parts)} would settle it, if the gap is what it seems."
 
 

@@ -43,6 +43,8 @@ class Progress:
     """Skipped steps in a row, up to now."""
     saved: int = 0
     """Step of the newest checkpoint."""
+    seconds: float = 0.0
+    """Wall-clock time of the steps done."""
 
 
 class RunCheckpoints:
@@ -68,6 +70,7 @@ class RunCheckpoints:
         statistics = with_prefix("optimizer", optimizer_tensors(self.optimizer))
         averages = with_prefix("average", self.average.tensors() if self.average else {})
         state = {**self.fingerprints, "non_finite": progress.non_finite}
+        state["seconds"] = progress.seconds
         state["loss_scale"] = self.scaler.state_dict()
         tensors = {**learnt, **statistics, **averages}
         save_checkpoint(self.folder, progress.step, tensors, state)
@@ -94,6 +97,7 @@ class RunCheckpoints:
                 self.average.load(without_prefix("average", tensors))
             step = int(state["step"])
             progress = Progress(step, int(state["non_finite"]), saved=step)
+            progress.seconds = float(state.get("seconds", 0.0))
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{checkpoint} does not fit the method: {error}. It is from another version; start again "

@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,10 +33,12 @@ from finetune.generate import check_pictures, check_sampling, generate, labelled
 from finetune.guards import memory_advice, remarks_on_pictures
 from finetune.method import Method, why_unsupported
 from finetune.optim import check_optimizer
+from finetune.photos import scored_photos
 from finetune.provenance import check_allowed, check_config
 from finetune.seeding import derive_seed
 from finetune.speed import check_speed
 from finetune.train import TrainResult, is_main_process, train, training_device
+from finetune.validation import Judges, Validation, Yardstick
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "safetensors")
 
@@ -62,6 +64,20 @@ class RunFolder:
         """What a resumed run goes on from."""
         return self.path / "checkpoints"
 
+    @property
+    def validation(self) -> Path:
+        """Points and pictures along training."""
+        return self.path / "validation"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run needs besides the base, with its method attached."""
+
+    data: TrainingData
+    validation: Validation | None
+    """None where the configuration asks for no looks along the way."""
+
 
 def check_family(method: Method, family: ModelFamily, *, source: str, kind: str) -> None:
     """Raise `ArtifactError` if `method` cannot train bases of `family`; `source` names the base."""
@@ -86,6 +102,15 @@ def check_settings(config: RunConfig, family: ModelFamily, method: Method) -> No
         raise ConfigError(
             f"base.quantization: {config.method.kind} trains the base's own weights, which cannot be "
             "done in few bits. Set it to null, or use lora."
+        )
+    if config.training.max_seconds is not None and config.optimizer.schedule != "constant":
+        raise ConfigError(
+            f"training.max_seconds: the schedule {config.optimizer.schedule} falls to its end at "
+            "training.num_steps, which a run that time ends does not reach. Set optimizer.schedule=constant."
+        )
+    if config.validation.patience is not None and config.validation.every is None:
+        raise ConfigError(
+            "validation.patience counts looks, and there are none. Say how often with validation.every=50."
         )
     if family.flow_matching and config.loss.snr_gamma is not None:
         raise ConfigError(
@@ -154,18 +179,23 @@ def _empty(folder: Path) -> None:
     RunFolder(folder).config.unlink()
 
 
-def _environment(base: BasePipeline) -> dict[str, object]:
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
+    return versions
+
+
+def _environment(base: BasePipeline) -> dict[str, object]:
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "versions": versions,
+        "versions": package_versions(),
         "base": {"source": base.source, "fingerprint": base.fingerprint},
     }
 
@@ -180,6 +210,7 @@ def preflight(base: BasePipeline, method: Method, config: RunConfig) -> None:
     own_size = config.sampling.size or size
     check_pictures(config.sampling.model_copy(update={"size": own_size}), base)
     sample_prompts(method, config)
+    validation_templates(config)
     if config.prior.photos is not None:
         read_records(DataConfig(photos=config.prior.photos), field="prior.photos")
     try:
@@ -199,8 +230,43 @@ def sample_prompts(method: Method, config: RunConfig) -> list[str]:
     ]
 
 
-def prepare_training(base: BasePipeline, method: Method, config: RunConfig) -> TrainingData:
-    """What a run trains on, with `method` attached; mistakes in photos and settings come out here."""
+def validation_templates(config: RunConfig) -> tuple[str, ...]:
+    """Validation prompts, none where there are no looks. Raises `ConfigError` for what cannot be used."""
+    if config.validation.every is None:
+        return ()
+    templates = config.validation.templates()
+    for template in templates:
+        fill_template(
+            template, subject="x", class_noun=config.data.class_noun, field="validation.prompts"
+        )
+    return templates
+
+
+def build_yardstick(
+    base: BasePipeline, config: RunConfig, judges: Judges | None = None
+) -> Yardstick:
+    """What a run's validation pictures are held against. The base must be as it was loaded."""
+    size = config.sampling.size or picture_size(base, config)
+    if judges is None:
+        judges = Judges.load(config.validation.scorers, config.base.source)
+    return Yardstick(
+        base,
+        scored_photos(config.data, size=size),
+        templates=validation_templates(config),
+        class_noun=config.data.class_noun or "subject",
+        num_images=config.validation.num_images,
+        sampling=config.sampling.model_copy(update={"size": size}),
+        judges=judges,
+    )
+
+
+def prepare_training(
+    base: BasePipeline, method: Method, config: RunConfig, *, yardstick: Yardstick | None = None
+) -> Prepared:
+    """What a run trains on, with `method` attached; mistakes in photos and settings come out here.
+
+    `yardstick` is that of another run with the same photos, validation and sampling; without one it is made.
+    """
     check_settings(config, base.family, method)
     sample_prompts(method, config)
     with memory_advice(config, method):
@@ -208,10 +274,20 @@ def prepare_training(base: BasePipeline, method: Method, config: RunConfig) -> T
         offload = config.training.offload and device.type != "cpu"
         base.to(device, resting=base.modules if offload else ())
         data = build_data(base, method, config)
+        validation = None
+        if config.validation.every is not None and is_main_process():
+            validation = Validation(
+                config.validation,
+                yardstick or build_yardstick(base, config),
+                base,
+                method,
+                RunFolder(config.output).validation,
+                checkpoint_every=config.training.checkpoint_every,
+            )
         # Adapters draw their first weights from the global generator.
         torch.manual_seed(derive_seed(config.training.seed, "prepare"))
         method.prepare(base)
-    return data
+    return Prepared(data, validation)
 
 
 def run_training(
@@ -219,18 +295,19 @@ def run_training(
     method: Method,
     config: RunConfig,
     *,
-    data: TrainingData | None = None,
+    prepared: Prepared | None = None,
     resume: bool = False,
     name: str = "",
 ) -> TrainResult:
     """Train `config` on `base` into its run folder and write the artifact; leaves `method` attached.
 
-    The folder must be there (`prepare_folder`); `data` is what `prepare_training` gave, which is
+    The folder must be there (`prepare_folder`); `prepared` is what `prepare_training` gave, which is
     called here without it. The caller detaches the method, also after an error.
     """
     run, is_main = RunFolder(config.output), is_main_process()
-    if data is None:
-        data = prepare_training(base, method, config)
+    if prepared is None:
+        prepared = prepare_training(base, method, config)
+    data, validation = prepared.data, prepared.validation
     # One process writes, and as long as it does no other run may.
     claim = claimed(run.path) if is_main else contextlib.nullcontext()
     with claim, memory_advice(config, method):
@@ -245,9 +322,12 @@ def run_training(
             run.path,
             resume=resume,
             on_sample=_Sampler(base, sample_prompts(method, config), config, run.path / "samples"),
+            watch=validation,
             description=name or config.method.kind,
         )
         if result.finished and is_main:
+            if validation is not None:
+                result = replace(result, kept_step=validation.put_back())
             save_artifact(base, method, config, run.artifact)
             if config.training.checkpoint_every is None:  # was kept only until the artifact is safe
                 shutil.rmtree(run.checkpoints, ignore_errors=True)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from finetune.tables import Design, Table, design_of, means, paired
+from finetune.tables import FEWEST, Design, Table, design_of, means, paired
 
 POOLING_LEVEL = 0.25
 """Level of the F test below which an effect counts as none."""
@@ -187,3 +187,23 @@ def share_interval(values: Table, *, level: float = 0.95) -> Interval:
     low = float(stats.beta.ppf(tail, ones, count - ones + 1)) if share > 0 else 0.0
     high = float(stats.beta.isf(tail, ones + 1, count - ones)) if share < 1 else 1.0
     return replace(plain, low=low, high=high)
+
+
+def overlapping(values: Table, *, level: float = 0.95) -> Interval:
+    """The mean of photos' similarities with each other, [subject, 1, 1, photo], and its interval.
+
+    Each value shares photos with the others of its subject, so their scatter is no error of the mean; only
+    from three subjects on there is an interval, from theirs.
+    """
+    found = interval(values, level=level)
+    if found.mean is None or int((~np.isnan(values)).any((1, 2, 3)).sum()) >= FEWEST:
+        return found
+    return replace(
+        found,
+        low=None,
+        high=None,
+        standard_error=None,
+        degrees_of_freedom=None,
+        speaks_of="these photos",
+        reason="Each photo is in several pairs, so an interval needs three subjects.",
+    )

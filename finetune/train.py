@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 import torch
@@ -47,11 +48,27 @@ class TrainResult:
     signal: int
     """Number of the signal that interrupted it, or 0."""
     seconds: float
-    """Wall-clock time of this call's steps."""
+    """Wall-clock time of this call, samples and validation included."""
+    step_seconds: float
+    """Wall-clock time of all steps of the run alone, those of earlier calls included."""
+    stopped_early: bool
+    """Whether validation or `max_seconds` ended it before `num_steps`."""
     peak_memory_bytes: int
     """Highest memory in use after a step: of the accelerator, or the process's resident set."""
     loss: float
     """Mean loss of the last tenth of this call's steps."""
+    kept_step: int | None = None
+    """Step whose weights validation put back; None where the last ones stayed."""
+
+
+class Watch(Protocol):
+    """Looks at what is learnt along the way, and may end the run."""
+
+    def restore(self, step: int) -> bool:
+        """Go on after `step`, with the weights as they were then; whether the run had ended there."""
+
+    def look(self, step: int) -> bool:
+        """Look at the weights as they are after `step`; whether the run should end."""
 
 
 def training_device() -> torch.device:
@@ -132,6 +149,14 @@ def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
+def _agreed(accelerator: Accelerator, ends: bool) -> bool:
+    """Whether any process says that the run ends; waits for them all."""
+    if accelerator.num_processes == 1:
+        return ends
+    votes = torch.tensor([int(ends)], device=accelerator.device)
+    return bool(accelerator.reduce(votes, reduction="sum").item())
+
+
 def _require_same_step(accelerator: Accelerator, step: int) -> None:
     """Raise `CheckpointError` unless all processes start at `step`; waits for them."""
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
@@ -151,12 +176,14 @@ def train(
     *,
     resume: bool = False,
     on_sample: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
     description: str = "training",
 ) -> TrainResult:
     """Train a prepared `method` to `config.training.num_steps` and leave it attached.
 
     With `resume`, continues from the newest whole checkpoint in `folder`. `on_sample(step)` is called
-    in the main process every `config.samples.every` steps. Raises `CheckpointError` if a checkpoint
+    in the main process every `config.samples.every` steps; `watch`, which only that process has, looks
+    every `config.validation.every`. Raises `CheckpointError` if a checkpoint
     belongs to other data or another base, `UserError` if the loss stays infinite.
     """
     # Objects.
@@ -203,6 +230,9 @@ def train(
     _require_same_step(accelerator, progress.step)
     if is_main:
         tracker.rewind(progress.step)
+    with averaged(average, parameters):
+        ended = watch is not None and watch.restore(progress.step)
+    ends = _agreed(accelerator, ended)
 
     # Loop.
     num_micro = training.gradient_accumulation_steps * world
@@ -231,8 +261,8 @@ def train(
         compile=training.compile,
     )
     with contextlib.closing(tracker), bar, execution, interruptible() as interrupted:
-        while progress.step < training.num_steps and not stop:
-            step = progress.step
+        while progress.step < training.num_steps and not stop and not ends:
+            step, step_started = progress.step, time.monotonic()
             factor = learning_rate_factor(
                 step,
                 num_steps=training.num_steps,
@@ -268,6 +298,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             progress.step += 1
             progress.non_finite = 0 if finite else progress.non_finite + 1
+            progress.seconds += time.monotonic() - step_started
             peak = max(peak, _memory_in_use(device))
             losses.append(metrics["loss"])
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
@@ -281,13 +312,28 @@ def train(
                     with averaged(average, parameters):
                         on_sample(progress.step)
             check_finite(progress.non_finite, progress.step, config)
+            if training.max_seconds is not None:
+                ends = _agreed(accelerator, progress.seconds >= training.max_seconds)
+            if _is_due(progress.step, config.validation.every):
+                with averaged(average, parameters):
+                    seen_enough = watch is not None and watch.look(progress.step)
+                ends = _agreed(accelerator, seen_enough) or ends
         seconds = time.monotonic() - started
         if is_main and progress.step > progress.saved:
             checkpoints.save(progress)
     accelerator.wait_for_everyone()
     recent = losses[-max(1, len(losses) // 10) :]
     mean = sum(recent) / len(recent) if recent else float("nan")
-    finished = progress.step >= training.num_steps
+    finished = ends or progress.step >= training.num_steps
     if finished and average is not None:
         average.swap(parameters)
-    return TrainResult(progress.step, finished, 0 if finished else stop, seconds, peak, mean)
+    return TrainResult(
+        step=progress.step,
+        finished=finished,
+        signal=0 if finished else stop,
+        seconds=seconds,
+        step_seconds=progress.seconds,
+        stopped_early=ends and progress.step < training.num_steps,
+        peak_memory_bytes=peak,
+        loss=mean,
+    )

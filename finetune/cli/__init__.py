@@ -10,7 +10,7 @@ import typer
 
 from finetune.cli.artifacts import export, generate
 from finetune.cli.common import reports_errors
-from finetune.cli.comparing import compare
+from finetune.cli.comparing import compare, evaluate
 from finetune.cli.make_base import clay_app, pretrain
 from finetune.cli.show import inspect, list_app, show_config
 from finetune.cli.training import train
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (train, generate, export, compare, inspect):
+for command in (train, generate, export, compare, evaluate, inspect):
     app.command()(command)
 app.command(name="show-config")(show_config)
 app.command()(pretrain)

@@ -1,15 +1,17 @@
-"""`finetune compare`."""
+"""What compares: `finetune compare` and `finetune evaluate`."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from data_prep.errors import UserError
 from finetune.cli.common import (
     Overrides,
-    Overwrite,
     check_identifier,
     config_values,
     reports_errors,
@@ -17,41 +19,216 @@ from finetune.cli.common import (
 )
 
 
+def command_line() -> str:
+    """The command as it was given."""
+    return " ".join(["finetune", *(shlex.quote(argument) for argument in sys.argv[1:])])
+
+
 @reports_errors
 def compare(
     config: Annotated[
-        Path, typer.Argument(help="YAML of a comparison, e.g. configs/clay/compare.yaml.")
-    ],
+        Path | None,
+        typer.Argument(help="YAML of a comparison, e.g. configs/clay/compare.yaml."),
+    ] = None,
     overrides: Overrides = None,
-    overwrite: Overwrite = False,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            metavar="RESULTS",
+            help="Instead: join finished comparisons; more of them may follow, and output=FOLDER.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a comparison that exists.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try what failed before once more.")
+    ] = False,
 ) -> None:
     """Train several methods on the same photos and show which kept the subject.
 
+    A comparison that was stopped goes on when it is called again; finished parts are kept, and rows, training
+    seeds and scorers may be added.
+
     Example: finetune compare configs/clay/compare.yaml data.photos=my_dog data.class_noun=dog
+
+    Join: finetune compare --from runs/monday runs/tuesday output=runs/both
     """
+    if merge:
+        given = [*merge, *([] if config is None else [config]), *map(Path, overrides or [])]
+        _merge([str(path) for path in given], overwrite=overwrite)
+        return
+    if config is None:
+        raise UserError(
+            "Give a configuration (finetune list configs), or --from RESULTS to join finished comparisons."
+        )
+    _compare(config, overrides, overwrite=overwrite, retry_failed=retry_failed)
+
+
+def _compare(
+    config: Path, overrides: list[str] | None, *, overwrite: bool, retry_failed: bool
+) -> None:
     from finetune.base import load_base, recognise_base
-    from finetune.compare import compare as run_comparison
-    from finetune.compare import method_configs, save_comparison
-    from finetune.config import CompareConfig, validate
-    from finetune.errors import CheckpointError
+    from finetune.compare.assemble import assembled
+    from finetune.compare.config import CompareConfig
+    from finetune.compare.grid import save_grid
+    from finetune.compare.measure import Scorers
+    from finetune.compare.run import check_output, make_cells, plan
+    from finetune.config import validate
     from finetune.report import write_page
-    from finetune.run import check_family
+    from finetune.results import write_results
     from methods import load_method
 
     settings = validate(CompareConfig, config_values(config, overrides), str(config))
-    family = recognise_base(settings.base)
-    for run in method_configs(settings, load_method).values():
-        check_identifier(run)
-        method = load_method(run.method.kind)(run.method)
-        check_family(method, family, source=run.base.source, kind=run.method.kind)
-        warn_about_known_word(method, run)
-    if (settings.output / "results.json").exists() and not overwrite:
-        raise CheckpointError(
-            f"{settings.output} holds a comparison. Replace it with --overwrite or choose another "
-            "folder with output=..."
-        )
+    recognise_base(settings.base)
     base = load_base(settings.base)
-    result = run_comparison(settings, base, load_method, overwrite=overwrite, announce=typer.echo)
-    paths = save_comparison(result, settings.output)
-    write_page(result, settings.output / "report.html")
-    typer.echo(f"Grid: {paths['grid']}\nPage: {settings.output / 'report.html'}")
+    planned = plan(settings, base, load_method)
+    for run in planned.runs.values():
+        check_identifier(run)
+        warn_about_known_word(load_method(run.method.kind)(run.method), run)
+    check_output(planned, overwrite=overwrite)
+    scorers = Scorers.load(settings.scorers.resolved(settings.base.source))
+    made = make_cells(
+        planned,
+        base,
+        load_method,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+        announce=typer.echo,
+    )
+    results = assembled(made, base, scorers, command=command_line())
+    write_results(results, settings.output)
+    grid = save_grid(results, settings.output)
+    page = write_page(results, settings.output)
+    _say(results)
+    typer.echo(f"Grid: {grid}\nPage: {page}")
+
+
+def _merge(given: list[str], *, overwrite: bool) -> None:
+    from finetune.compare.merge import merged
+    from finetune.report import write_page
+
+    if overwrite:
+        raise UserError("--overwrite: joining writes over nothing. Give another output=FOLDER.")
+    outputs = [text.removeprefix("output=") for text in given if text.startswith("output=")]
+    folders = [Path(text) for text in given if not text.startswith("output=")]
+    if len(outputs) > 1:
+        raise UserError(f"output is given {len(outputs)} times. Give it once.")
+    output = Path(outputs[0] if outputs else "runs/merged")
+    results = merged(folders, output, command=command_line())
+    page = write_page(results, output)
+    _say(results)
+    typer.echo(f"Page: {page}")
+
+
+def _say(results: Any) -> None:
+    for finding in results.verdict:
+        typer.echo(finding.text)
+    for cell in results.failed:
+        typer.secho(
+            f"Failed: {cell.row} on {cell.subject}, seed {cell.seed}: {cell.error}",
+            err=True,
+            fg=typer.colors.YELLOW,
+        )
+
+
+@reports_errors
+def evaluate(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of pictures, each a row; NN-SEED.png is of prompt NN."),
+    ],
+    subject: Annotated[str, typer.Option(help="Folder of the subject's real photos.")],
+    class_noun: Annotated[str, typer.Option(help="What the subject is: dog, coffee mug.")],
+    prompts: Annotated[
+        str,
+        typer.Option(help="The prompts they were made with: a file with one a line, or a set."),
+    ],
+    kind: Annotated[str, typer.Option(help="live or object, for prompts per kind.")] = "object",
+    base: Annotated[
+        str | None,
+        typer.Option(help="Make the frozen base's pictures at the same seeds: name, id or folder."),
+    ] = None,
+    base_pictures: Annotated[
+        Path | None,
+        typer.Option(help="Or its pictures by the same tool, in the same layout."),
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(help="Network that judges subjects; repeatable, the first one's count."),
+    ] = None,
+    prompt_scorer: Annotated[
+        str | None, typer.Option(help="Network that judges how well prompts are met.")
+    ] = None,
+    scheduler: Annotated[str, typer.Option(help="Of --base.")] = "sde-dpm-solver++",
+    steps: Annotated[int, typer.Option(min=1, help="Of --base.")] = 25,
+    guidance_scale: Annotated[float, typer.Option(min=0, help="Of --base.")] = 4.0,
+    output: Annotated[Path, typer.Option(help="Folder of the results; must be new.")] = Path(
+        "runs/evaluation"
+    ),
+) -> None:
+    """Score pictures that any tool made, against the subject's photos and the prompts.
+
+    A picture's name tells its prompt, counted from 0, and its seed: 03-0007.png, or 03/0007.png; or a
+    metadata.jsonl does, with file_name, prompt and seed. Drift from the frozen base needs --base, whose
+    pictures match those of `finetune generate`, or --base-pictures.
+
+    Example: finetune evaluate pictures --subject my_dog --class-noun dog --prompts prompts.txt --base clay
+    """
+    from data_prep.config import DataConfig
+    from finetune.base import BaseConfig, load_base
+    from finetune.compare.evaluation import Wanted, check_new, evaluated, find_all
+    from finetune.compare.folders import prompts_of
+    from finetune.compare.measure import Scorers
+    from finetune.config import validate
+    from finetune.encoders import ScorersConfig
+    from finetune.generate import SamplingConfig
+    from finetune.prompts import KINDS, read_prompts
+    from finetune.report import write_page
+    from finetune.train import training_device
+
+    if kind not in KINDS:
+        raise UserError(f"--kind: '{kind}' is not one of {', '.join(KINDS)}.")
+    if base is not None and base_pictures is not None:
+        raise UserError("Give --base or --base-pictures, not both.")
+    lines = read_prompts(prompts, field="--prompts").of(kind)
+    wanted = Wanted(
+        folders=_rows(folders),
+        photos=validate(DataConfig, {"photos": subject, "class_noun": class_noun}, "options"),
+        prompts=prompts_of([line.text for line in lines], class_noun),
+        base_pictures=base_pictures,
+    )
+    sampling = validate(
+        SamplingConfig,
+        {"scheduler": scheduler, "num_steps": steps, "guidance_scale": guidance_scale},
+        "options",
+    )
+    check_new(output)
+    find_all(wanted)
+    names = ScorersConfig(subject=tuple(scorer or ()), prompt=prompt_scorer).resolved(base)
+    scorers = Scorers.load(names)
+    loaded = None if base is None else load_base(BaseConfig(source=base)).to(training_device())
+    results = evaluated(
+        wanted, output, scorers=scorers, base=loaded, sampling=sampling, command=command_line()
+    )
+    page = write_page(results, output)
+    for summary in results.summaries:
+        _say_summary(summary)
+    typer.echo(f"Page: {page}")
+
+
+def _rows(folders: list[Path]) -> dict[str, Path]:
+    """A name for each folder; numbered where two are called alike."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [f"{number}-{name}" for number, name in enumerate(names, 1)]
+    return dict(zip(names, folders, strict=True))
+
+
+def _say_summary(summary: Any) -> None:
+    found = summary.estimate
+    if found.mean is None:
+        return
+    interval = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
+    typer.echo(f"{summary.row:24} {summary.score:32} {found.mean:.3f}{interval}")

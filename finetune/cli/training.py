@@ -113,14 +113,14 @@ def train(
     base = load_base(run.base)
     warn_about_known_word(method, run)
     # A run folder is made, or replaced, only when nothing given can be wrong any more.
-    data = prepare_training(base, method, run)
+    prepared = prepare_training(base, method, run)
     if newest is not None:
-        check_resumable(newest, base, data)
+        check_resumable(newest, base, prepared.data)
     wait_for_everyone()
     if is_main_process():
         prepare_folder(run, resume=resumes, overwrite=overwrite, allow_changes=allowed)
     wait_for_everyone()
-    result = run_training(base, method, run, data=data, resume=resumes)
+    result = run_training(base, method, run, prepared=prepared, resume=resumes)
     if not is_main_process():
         raise typer.Exit(0 if result.finished else exit_code(result.signal))
     if not result.finished:
@@ -129,6 +129,10 @@ def train(
             f"{run.output}"
         )
         raise typer.Exit(exit_code(result.signal))
+    if result.stopped_early:
+        typer.echo(f"Ended early, after step {result.step} of {run.training.num_steps}.")
+    if result.kept_step is not None:
+        typer.echo(f"The artifact is of step {result.kept_step}, as the checkpoint rule says.")
     typer.echo(
         f"Done in {result.seconds:.0f} s, loss {result.loss:.4f}. Artifact: {run.output}/artifact"
     )

@@ -1,0 +1,196 @@
+"""Rows of a comparison as runs: overrides, budgets, trials. Knows settings, reads no base and no photo."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from finetune.compare.config import BudgetConfig, CompareConfig, TuneConfig
+from finetune.compare.suite import SuiteSubject, uses_validation
+from finetune.config import (
+    MethodLoader,
+    RunConfig,
+    build_run_config,
+    is_plain_name,
+    merge,
+)
+from finetune.errors import ConfigError, did_you_mean
+from finetune.files import is_reserved
+from finetune.method import Method
+from finetune.results import REFERENCE_ROWS
+
+CLASS_NOUN = "class_noun"
+UNLIMITED_STEPS = 1_000_000
+"""Of a run that time ends."""
+_WHOLE = ("base", "data", "output")
+_SHARED_VALIDATION = {"every", "prompts", "num_images", "limits", "scorers"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings to try in place of a row's own."""
+
+    learning_rate_factor: float
+    num_steps: int | None
+    """None keeps the row's."""
+
+    def settings(self, run: RunConfig) -> dict[str, float | int]:
+        """What it sets in a run."""
+        return {
+            "method.learning_rate": run.method.learning_rate,
+            "training.num_steps": run.training.num_steps,
+        }
+
+
+def trials_of(tune: TuneConfig) -> list[Trial]:
+    """The settings every row tries: all combinations, or as many drawn from them, always the same."""
+    factors, steps = dict.fromkeys(tune.learning_rate_factors), dict.fromkeys(tune.num_steps)
+    combinations = list(product(factors, steps or (None,)))
+    places = sorted(random.Random("trials").sample(range(len(combinations)), tune.trials))
+    return [Trial(*combinations[place]) for place in places]
+
+
+def check_row_name(name: str, field: str, taken: Mapping[str, object]) -> None:
+    """Raise `ConfigError` for a name that no row can have."""
+    if name in REFERENCE_ROWS or name in taken or not is_plain_name(name) or is_reserved(name):
+        raise ConfigError(f"{field}.{name}: choose another name for this row.")
+
+
+def _check_sections(config: CompareConfig, name: str) -> None:
+    sections = config.methods[name]
+    given = {**config.shared, **sections}
+    for key in (key for key in _WHOLE if key in given):
+        raise ConfigError(f"methods.{name}: set {key} for the whole comparison, at the top.")
+    if "sampling" in sections:
+        raise ConfigError(f"methods.{name}: set sampling for all rows, under shared.")
+    for key in ("validation",):
+        if key in config.shared:
+            raise ConfigError(f"shared.{key}: set {key} at the top, beside shared.")
+    validation = sections.get("validation", {})
+    if isinstance(validation, Mapping):
+        for key in sorted(_SHARED_VALIDATION & set(validation)):
+            raise ConfigError(
+                f"methods.{name}.validation.{key}: set it for all rows, under validation at the top."
+            )
+    for part in (config.shared, sections):
+        training = part.get("training", {})
+        if isinstance(training, Mapping) and "seed" in training:
+            raise ConfigError(
+                f"methods.{name}: training.seed is set by the comparison. Give seeds: [...] at the top."
+            )
+        if isinstance(training, Mapping) and "max_seconds" in training:
+            raise ConfigError(
+                f"methods.{name}: set training.max_seconds through budget: {{kind: seconds, amount: 60}}."
+            )
+
+
+def noun_of(config: CompareConfig, name: str, subject: SuiteSubject) -> str:
+    """What a row calls a subject's class. Raises `ConfigError` if it names subjects that are not there."""
+    given = config.methods[name].get(CLASS_NOUN, subject.class_noun)
+    if isinstance(given, Mapping):
+        given = given.get(subject.name, subject.class_noun)
+    if not isinstance(given, str) or not given.strip():
+        raise ConfigError(f"methods.{name}.{CLASS_NOUN}: should be a word, or a word per subject.")
+    return given
+
+
+def check_nouns(config: CompareConfig, subjects: tuple[SuiteSubject, ...]) -> None:
+    """Raise `ConfigError` if a row's class nouns are for subjects that are not there."""
+    known = [subject.name for subject in subjects]
+    for name, sections in config.methods.items():
+        given = sections.get(CLASS_NOUN)
+        for key in given if isinstance(given, Mapping) else ():
+            if key not in known:
+                raise ConfigError(
+                    f"methods.{name}.{CLASS_NOUN}: there is no subject '{key}'."
+                    f"{did_you_mean(str(key), known)}"
+                )
+
+
+def row_run(
+    config: CompareConfig,
+    name: str,
+    subject: SuiteSubject,
+    seed: int,
+    output: Path,
+    load_method: MethodLoader,
+    *,
+    trial: Trial | None = None,
+) -> RunConfig:
+    """The run of one row on one subject at one training seed. Raises `ConfigError` with the row's name."""
+    _check_sections(config, name)
+    sections = {key: v for key, v in config.methods[name].items() if key != CLASS_NOUN}
+    values = merge(config.shared, sections)
+    data = subject.data.model_dump(mode="json")
+    values["data"] = {**data, "class_noun": noun_of(config, name, subject)}
+    values["base"] = config.base.model_dump(mode="json")
+    values["output"] = str(output)
+    validation = config.validation.model_dump(mode="json") if uses_validation(config) else {}
+    if validation:
+        validation["prompts"] = list(subject.validation)
+        validation["scorers"] = config.validation.scorers.model_dump(mode="json")
+    values["validation"] = merge(validation, sections.get("validation", {}))
+    values = merge(values, {"training": {"seed": seed}})
+    run = build_run_config(values, load_method, f"methods.{name}")
+    method = load_method(run.method.kind)(run.method)
+    run = with_budget(run, config.budget, method)
+    return run if trial is None else with_trial(run, trial)
+
+
+def pictures_per_step(run: RunConfig, method: Method) -> int:
+    """Training pictures an optimizer step sees, class examples included."""
+    has_class = run.prior.kind != "none" and method.requirements().uses_class_examples
+    return run.training.batch_size * (2 if has_class else 1)
+
+
+def with_budget(run: RunConfig, budget: BudgetConfig, method: Method) -> RunConfig:
+    """A run at the comparison's budget. Raises `ConfigError` for a budget below one step."""
+    if budget.kind == "own" or budget.amount is None:
+        return run
+    changes: dict[str, Any]
+    if budget.kind == "seconds":
+        changes = {"num_steps": UNLIMITED_STEPS, "max_seconds": budget.amount}
+    else:
+        per_step = pictures_per_step(run, method) if budget.kind == "pictures" else 1
+        steps = int(budget.amount) // per_step
+        if steps < 1:
+            raise ConfigError(
+                f"budget.amount: {run.method.kind} sees {per_step} pictures in one step, so "
+                f"{budget.amount:g} are none. Give more."
+            )
+        changes = {"num_steps": steps}
+    return run.model_copy(update={"training": run.training.model_copy(update=changes)})
+
+
+def with_trial(run: RunConfig, trial: Trial) -> RunConfig:
+    """A run with the settings of a trial."""
+    rate = run.method.learning_rate * trial.learning_rate_factor
+    method = run.method.model_copy(update={"learning_rate": rate})
+    training = run.training
+    if trial.num_steps is not None:
+        training = training.model_copy(update={"num_steps": trial.num_steps})
+    return run.model_copy(update={"method": method, "training": training})
+
+
+def budget_text(config: CompareConfig, runs: Mapping[str, RunConfig]) -> str:
+    """What was made equal, in a sentence."""
+    budget, amount = config.budget, config.budget.amount
+    tuned = ""
+    if config.tune is not None:
+        tuned = f" Each was tuned before, with {config.tune.trials} trials on validation prompts."
+    if budget.kind == "steps":
+        return f"Every method trained for at most {amount:g} optimizer steps.{tuned}"
+    if budget.kind == "pictures":
+        return f"Every method saw {amount:g} training pictures, class examples included.{tuned}"
+    if budget.kind == "seconds":
+        return f"Every method trained for {amount:g} seconds of optimizer steps.{tuned}"
+    steps = {run.training.num_steps for run in runs.values()}
+    batches = {run.training.batch_size for run in runs.values()}
+    if len(steps) == len(batches) == 1 and len(runs) > 1:
+        same = f"{steps.pop()} optimizer steps of {batches.pop()} photos"
+        return f"Every method trained as configured, all for {same}.{tuned}"
+    return f"Every method trained for its own number of steps.{tuned}"

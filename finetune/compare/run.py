@@ -1,0 +1,333 @@
+"""A comparison from its configuration to its cells: check everything, then make what is not there yet."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.artifact import artifact_bytes
+from finetune.base import BasePipeline, load_base
+from finetune.compare.cells import (
+    Bench,
+    cell_key,
+    failed_cell,
+    method_cell,
+    read_cell,
+    shown_cell,
+)
+from finetune.compare.config import CompareConfig
+from finetune.compare.identity import (
+    NOTE,
+    artifact_identity,
+    check_same,
+    identity_of,
+    read_identity,
+    row_identity,
+)
+from finetune.compare.pictures import Place, sampling_of, save_picture
+from finetune.compare.plan import check_nouns, check_row_name, row_run, with_trial
+from finetune.compare.suite import SuiteSubject, load_suite
+from finetune.compare.tuning import Tuned, tune_row
+from finetune.config import MethodLoader, RunConfig
+from finetune.errors import ArtifactError, CheckpointError, ConfigError
+from finetune.export.imported import Source, attached, bases_of, open_source, with_token
+from finetune.files import LOCK, claimed, write_json
+from finetune.generate import SamplingConfig, check_pictures
+from finetune.results import FROZEN_BASE, RESULTS, Cell
+from finetune.run import check_family, preflight
+from finetune.train import training_device
+
+
+@dataclass(frozen=True)
+class ArtifactRow:
+    """An artifact for one subject of the suite."""
+
+    path: Path
+    source: Source
+    phrase: str | None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A comparison that has been checked: nothing given can be wrong any more."""
+
+    config: CompareConfig
+    subjects: tuple[SuiteSubject, ...]
+    sampling: SamplingConfig
+    runs: Mapping[str, RunConfig]
+    """Row -> its run on the first subject at the first seed, before tuning."""
+    artifacts: Mapping[str, Mapping[str, ArtifactRow]]
+    """Row -> subject -> artifact."""
+    rows: Mapping[str, Any]
+    """Row -> what it is of."""
+    identity: Mapping[str, Any]
+
+
+def plan(config: CompareConfig, base: BasePipeline, load_method: MethodLoader) -> Planned:
+    """Check all of a comparison before anything is written. Raises `UserError`."""
+    size = config.data.size or base.family.default_size(base.components)
+    for number, name in enumerate(config.methods):
+        check_row_name(name, "methods", dict(list(config.methods.items())[:number]))
+    for number, name in enumerate(config.artifacts):
+        taken = {**config.methods, **dict(list(config.artifacts.items())[:number])}
+        check_row_name(name, "artifacts", taken)
+    subjects = load_suite(config, size=size)
+    check_nouns(config, subjects)
+    runs: dict[str, RunConfig] = {}
+    for name in config.methods:
+        for subject in subjects:
+            output = Place(name, subject.name, config.seeds[0]).folder(config.output) / "run"
+            run = row_run(config, name, subject, config.seeds[0], output, load_method)
+            runs.setdefault(name, run)
+            method = load_method(run.method.kind)(run.method)
+            check_family(method, base.family, source=base.source, kind=run.method.kind)
+            method.subject_phrase(run.data.class_noun or "")
+            preflight(base, method, run)
+    sampling = _sampling(config, runs, size)
+    check_pictures(sampling, base)
+    artifacts = _artifacts(config, subjects, base, load_method)
+    rows: dict[str, Any] = {
+        name: row_identity(config, name, subjects, load_method, size=size)
+        for name in config.methods
+    }
+    for name, by_subject in artifacts.items():
+        rows[name] = {
+            subject: {"files": artifact_identity(row.path), "phrase": row.phrase}
+            for subject, row in by_subject.items()
+        }
+    identity = identity_of(config, base, subjects, rows, sampling)
+    # As it reads back from the file.
+    return Planned(
+        config, subjects, sampling, runs, artifacts, rows, json.loads(json.dumps(identity))
+    )
+
+
+def _sampling(config: CompareConfig, runs: Mapping[str, RunConfig], size: int) -> SamplingConfig:
+    if runs:
+        return sampling_of(next(iter(runs.values())), size)
+    given = SamplingConfig.model_validate(config.shared.get("sampling", {}))
+    return given.model_copy(update={"size": given.size or size})
+
+
+def _artifacts(
+    config: CompareConfig,
+    subjects: tuple[SuiteSubject, ...],
+    base: BasePipeline,
+    load_method: MethodLoader,
+) -> dict[str, dict[str, ArtifactRow]]:
+    """Open every artifact, and put it onto the base once, so that mistakes come out now."""
+    found: dict[str, dict[str, ArtifactRow]] = {}
+    for name, row in config.artifacts.items():
+        if len(subjects) > 1 and "{name}" not in row.path:
+            raise ConfigError(
+                f"artifacts.{name}.path: an artifact shows one subject, and here are {len(subjects)}. Write "
+                "{name} where the subject's name stands in the path."
+            )
+        found[name] = {}
+        for subject in subjects:
+            path = Path(row.path.replace("{name}", subject.name))
+            source = open_source(path)
+            if row.subject is None and source.subject is None:
+                raise ConfigError(
+                    f"artifacts.{name}.subject is not set, and {path} does not say what stands for its "
+                    "subject. Give the words, for instance 'sks dog'."
+                )
+            if source.note is not None and source.note.base_fingerprint != base.fingerprint:
+                raise ArtifactError(f"artifacts.{name}: {path} was trained on another base.")
+            with attached(source, base, load_method):
+                pass
+            found[name][subject.name] = ArtifactRow(path, source, row.subject)
+    return found
+
+
+def check_output(planned: Planned, *, overwrite: bool) -> None:
+    """Raise `CheckpointError` where a comparison would be lost, or is another one."""
+    folder = planned.config.output
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file. Choose another folder with output=...")
+    if not folder.is_dir():
+        return
+    stored = None if overwrite else read_identity(folder)
+    if stored is not None:
+        check_same(stored, planned.identity, folder)
+        return
+    own = {NOTE, RESULTS, LOCK}
+    names = {path.name for path in folder.iterdir()}
+    if not names - {LOCK}:
+        return
+    if not overwrite:
+        raise CheckpointError(
+            f"{folder} is not empty and holds no comparison that could go on (no {NOTE}). Choose another "
+            "folder with output=..., or replace a comparison with --overwrite."
+        )
+    if not names & (own - {LOCK}):
+        raise CheckpointError(
+            f"{folder} is not empty and is no comparison, so --overwrite will not delete it. Choose another "
+            "folder with output=..."
+        )
+
+
+def empty(folder: Path) -> None:
+    """Remove a comparison but for its lock; its note goes last, so that a kill leaves a comparison."""
+    last = (LOCK, NOTE)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in last:
+            path.unlink()
+    (folder / NOTE).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Made:
+    """All cells of a comparison."""
+
+    planned: Planned
+    cells: tuple[Cell, ...]
+    tuned: Mapping[str, Tuned]
+
+
+def make_cells(
+    planned: Planned,
+    base: BasePipeline,
+    load_method: MethodLoader,
+    *,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    announce: Callable[[str], None] = print,
+) -> Made:
+    """Make every cell that is not there yet; one that fails is noted and the others go on.
+
+    Raises `CheckpointError` if the folder cannot be written or holds another comparison. Ends the program
+    with a signal's exit code when one came; the same call then goes on.
+    """
+    config = planned.config
+    folder = config.output
+    check_output(planned, overwrite=overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(claimed(folder))
+        check_output(planned, overwrite=overwrite)
+        if overwrite:
+            empty(folder)
+        write_json(folder / NOTE, planned.identity)
+        _copy_photos(planned)
+        device = training_device()
+        offload = planned.sampling.cpu_offload and device.type != "cpu"
+        base.to(device, resting=base.modules if offload else ())
+        bench = Bench(base, config, planned.sampling, load_method, announce)
+        tuned: dict[str, Tuned] = {}
+        if config.tune is not None:
+            for name in config.methods:
+                key = cell_key(**_common(planned), row=planned.rows[name])
+                tuned[name] = tune_row(bench, name, planned.subjects, key=key)
+        cells: list[Cell] = []
+        for seed in config.seeds:
+            for subject in planned.subjects:
+                cells += _cells_of(bench, planned, subject, seed, tuned, retry_failed)
+    return Made(planned, tuple(cells), tuned)
+
+
+def _common(planned: Planned) -> dict[str, Any]:
+    names = ("base", "sampling", "num_images", "seed", "budget", "tune", "validation", "subjects")
+    return {name: planned.identity[name] for name in names}
+
+
+def _copy_photos(planned: Planned) -> None:
+    for subject in planned.subjects:
+        for photo, path in zip(subject.photos, photo_files(planned.config, subject), strict=True):
+            if not path.is_file():
+                save_picture(photo.image, path)
+
+
+def photo_files(config: CompareConfig, subject: SuiteSubject) -> list[Path]:
+    """Copies of a subject's photos as they are scored."""
+    folder = config.output / "photos" / subject.name
+    return [folder / f"{number:02d}.png" for number in range(len(subject.photos))]
+
+
+def _cells_of(
+    bench: Bench,
+    planned: Planned,
+    subject: SuiteSubject,
+    seed: int,
+    tuned: Mapping[str, Tuned],
+    retry_failed: bool,
+) -> list[Cell]:
+    """All rows of one subject at one seed: frozen base, methods, artifacts."""
+    common = {**_common(planned), "subjects": planned.identity["subjects"][subject.name]}
+    cells = []
+
+    def cell(row: str, make: Callable[[Place, str], Cell], what: Any = None) -> None:
+        place = Place(row, subject.name, seed)
+        key = cell_key(**common, row=what, training_seed=seed)
+        found = read_cell(place, bench.root, key)
+        if found is not None and found.status == "failed" and retry_failed:
+            shutil.rmtree(place.folder(bench.root))
+            found = None
+        if found is None:
+            bench.announce(f"{subject.name}, seed {seed}: {row}")
+            found = _guarded(bench, place, make, key)
+        cells.append(found)
+
+    cell(
+        FROZEN_BASE,
+        lambda place, key: shown_cell(bench, place, subject, phrase=subject.class_noun, key=key),
+    )
+    for name in planned.config.methods:
+        chosen = tuned.get(name)
+        if chosen is not None and chosen.trial is None:
+            continue
+
+        def trained_cell(place: Place, key: str) -> Cell:
+            output = place.folder(bench.root) / "run"
+            run = row_run(bench.config, place.row, subject, seed, output, bench.load_method)
+            picked = tuned.get(place.row)
+            if picked is not None and picked.trial is not None:
+                run = with_trial(run, picked.trial)
+            return method_cell(bench, place, subject, run, key=key)
+
+        what = planned.rows[name][subject.name]
+        cell(name, trained_cell, {"row": what, "trial": chosen and chosen.chosen})
+    for name, by_subject in planned.artifacts.items():
+        row = by_subject[subject.name]
+
+        def artifact_cell(place: Place, key: str, row: ArtifactRow = row) -> Cell:
+            return _shown_artifact(bench, place, subject, row, key)
+
+        cell(name, artifact_cell, planned.rows[name][subject.name])
+    return cells
+
+
+def _guarded(bench: Bench, place: Place, make: Callable[[Place, str], Cell], key: str) -> Cell:
+    """Make a cell; what its method does wrong is noted, what is wrong with the machine stops everything."""
+    try:
+        return make(place, key)
+    except (CheckpointError, OSError):
+        raise
+    except Exception as error:  # whatever a method's code raises must not end the others
+        if place.row == FROZEN_BASE:
+            raise
+        bench.mend_base()
+        cell = failed_cell(bench, place, error, key=key)
+        bench.announce(f"{place.row} failed on {place.subject}, seed {place.seed}: {cell.error}")
+        return cell
+
+
+def _shown_artifact(
+    bench: Bench, place: Place, subject: SuiteSubject, row: ArtifactRow, key: str
+) -> Cell:
+    base = bench.base
+    if row.source.kind == "pipeline":
+        base = load_base(bases_of([row.source], bench.base.source)[0]).to(bench.base.device)
+    with attached(row.source, base, bench.load_method) as note:
+        phrase = with_token(row.phrase or note.subject, note)
+        size = row.path.stat().st_size if row.path.is_file() else artifact_bytes(row.source.path)
+        return shown_cell(
+            bench, place, subject, phrase=phrase, key=key, base=base, artifact_size=size
+        )

@@ -1,0 +1,98 @@
+"""Rows of a comparison against each other: paired differences in every score, and what can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from finetune.planning import settle
+from finetune.scores import SCORES, score_info
+from finetune.statistics import Interval, difference, interval, overlapping, share_interval
+from finetune.tables import Table, paired
+
+Tables = Mapping[str, Mapping[str, Table]]
+"""Row -> score key -> table. A row may lack scores, a table may have holes."""
+Conclusion = Literal["higher", "lower", "cannot tell"]
+
+CONCLUSIONS: Mapping[int, Conclusion] = {1: "higher", -1: "lower", 0: "cannot tell"}
+LEVEL = 0.95
+"""Of every interval, and of the intervals of all pairs of rows together."""
+
+
+@dataclass(frozen=True)
+class PairDifference:
+    """`row` minus `other` in one score, paired by subject, training seed, prompt and noise."""
+
+    score: str
+    row: str
+    other: str
+    interval: Interval
+    """Of the difference; those of all pairs of rows hold together with the chance `LEVEL` (Bonferroni)."""
+    conclusion: Conclusion
+    needed: str | None
+    """What would settle it where it cannot be told, in a sentence."""
+
+
+def summarise(key: str, table: Table, *, real_photos: bool = False) -> Interval:
+    """A row's mean of one score with its interval.
+
+    `real_photos`: the table is [subject, 1, 1, photo] of photos' similarities with the others.
+    """
+    if real_photos:
+        return overlapping(table, level=LEVEL)
+    if score_info(key).id == "copy_share":
+        return share_interval(table, level=LEVEL)
+    return interval(table, level=LEVEL)
+
+
+def measured(tables: Tables, rows: Sequence[str], key: str) -> list[str]:
+    """Those of `rows` that have any value of a score."""
+    held = {row: tables.get(row, {}).get(key) for row in rows}
+    return [row for row, table in held.items() if table is not None and not np.isnan(table).all()]
+
+
+def score_keys(tables: Tables) -> list[str]:
+    """Keys that any row holds, in the order of `SCORES`, within a score as they come."""
+    found = dict.fromkeys(key for scores in tables.values() for key in scores)
+    order = list(SCORES)
+    return sorted(found, key=lambda key: order.index(score_info(key).id))
+
+
+def difference_of(
+    tables: Tables, key: str, row: str, other: str, *, num_pairs: int
+) -> PairDifference:
+    """`row` minus `other` in the score `key`, at the level that makes `num_pairs` hold together."""
+    level = 1 - (1 - LEVEL) / num_pairs
+    mine, theirs = tables[row][key], tables[other][key]
+    found = difference(mine, theirs, level=level)
+    needed = None if found.sign else _needed(found, paired(mine, theirs), level)
+    return PairDifference(key, row, other, found, CONCLUSIONS[found.sign], needed)
+
+
+def _needed(found: Interval, differences: Table, level: float) -> str | None:
+    if found.mean is None:
+        return "They share no picture of one subject, prompt and noise."
+    if not np.nanmax(np.abs(differences)):
+        return "They are equal in every picture."
+    advice = settle(differences, level=level)
+    return found.reason if advice is None else advice.in_words()
+
+
+def pair_differences(
+    tables: Tables, rows: Sequence[str], keys: Sequence[str] | None = None
+) -> list[PairDifference]:
+    """Every pair of `rows` in every score that both have values of; a score's pairs hold together.
+
+    `keys` are all there are where not given. The order is that of keys, then of rows.
+    """
+    found = []
+    for key in score_keys(tables) if keys is None else keys:
+        pairs = list(combinations(measured(tables, rows, key), 2))
+        found += [
+            difference_of(tables, key, row, other, num_pairs=len(pairs)) for row, other in pairs
+        ]
+    return found

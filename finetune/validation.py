@@ -1,0 +1,329 @@
+"""Scores along training on prompts of their own: learning curves, early stopping, the checkpoint to keep.
+
+Validation prompts and noise are never those a comparison ranks by. What is scored and why is in `scores`,
+what follows from it in `checkpoint_rule`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+
+from data_prep.captions import fill_template
+from data_prep.config import Section
+from finetune import scores
+from finetune.base import BasePipeline
+from finetune.checkpoint_rule import (
+    Limits,
+    Point,
+    Scale,
+    has_stalled,
+    least_bad,
+    overfits_from,
+    recommended,
+)
+from finetune.encoders import Encoder, ScorersConfig, load_encoder, load_text_encoder
+from finetune.errors import CheckpointError, ConfigError
+from finetune.files import atomic_folder, read_json, write_json
+from finetune.generate import SamplingConfig, generate
+from finetune.method import Method
+from finetune.photos import ScoredPhoto
+from finetune.prompts import read_prompts
+from finetune.results import score_key
+from finetune.seeding import derive_seed
+
+POINTS, STATE = "points.json", "learnt.safetensors"
+DEFAULT_PROMPTS = (
+    "a photo of a {subject} on the grass",
+    "a photo of a {subject} on a wooden floor",
+    "a photo of a {class} on a white background",
+    "a photo of a house in the snow",
+)
+
+
+class ValidationConfig(Section):
+    """Looking at what is learnt along the way, by pictures of prompts that nothing is ranked by."""
+
+    every: int | None = Field(None, gt=0)
+    """Optimizer steps between looks; null never looks."""
+    prompts: tuple[str, ...] | str = DEFAULT_PROMPTS
+    """List, file or shipped set. Prompts with `{subject}` measure fidelity and copies, the others (about the
+    class or something else) drift; both are needed."""
+    num_images: int = Field(2, ge=2)
+    """Pictures per prompt; two at least, as drift is measured against what another noise seed changes."""
+    patience: int | None = Field(None, gt=0)
+    """End training after this many looks that brought no better checkpoint; null trains to the end."""
+    keep: Literal["recommended", "last"] | None = None
+    """Which checkpoint becomes the artifact; null takes the recommended one where `patience` is set, else the
+    last."""
+    limits: Limits = Limits()
+    """What a recommended checkpoint may cost."""
+    scorers: ScorersConfig = ScorersConfig()
+    """Networks that judge; the first of `subject` and that of `prompt` count."""
+
+    @property
+    def keeps_recommended(self) -> bool:
+        """Whether the recommended checkpoint becomes the artifact."""
+        return self.keep == "recommended" or (self.keep is None and self.patience is not None)
+
+    def templates(self, kind: str = "object") -> tuple[str, ...]:
+        """The prompts for a kind of subject. Raises `ConfigError` if they cannot measure what is needed."""
+        lines = read_prompts(self.prompts, field="validation.prompts").of(kind)
+        mentions = ["{subject}" in line.text for line in lines]
+        if not any(mentions) or all(mentions):
+            missing = "none without" if all(mentions) else "none with"
+            raise ConfigError(
+                f"validation.prompts: there is {missing} {{subject}}. Fidelity is measured on prompts with "
+                "it, drift on prompts without, so give at least one of each."
+            )
+        return tuple(line.text for line in lines)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The networks that judge along training."""
+
+    subject: Encoder
+    prompt: Encoder
+    """Reads texts too."""
+
+    @staticmethod
+    def load(scorers: ScorersConfig, base_source: str) -> Judges:
+        """Raises `ArtifactError` for a network that cannot be had."""
+        names = scorers.resolved(base_source)
+        subject = load_encoder(names.subject[0])
+        return Judges(subject, load_text_encoder(str(names.prompt)))
+
+    def of(self, id: str) -> str:
+        """Name of the network that makes a score."""
+        encoder = self.prompt if scores.score_info(id).encoder == "prompt" else self.subject
+        return encoder.card.name
+
+
+def noise_seeds(template: str, num_images: int) -> list[int]:
+    """Noise seeds of a validation prompt's pictures: the same at every step, in every run."""
+    return [derive_seed(0, f"validation/{template}", index) for index in range(num_images)]
+
+
+class Yardstick:
+    """What validation pictures of one subject are held against; made while the base is as it was loaded."""
+
+    def __init__(
+        self,
+        base: BasePipeline,
+        photos: Sequence[ScoredPhoto],
+        *,
+        templates: Sequence[str],
+        class_noun: str,
+        num_images: int,
+        sampling: SamplingConfig,
+        judges: Judges,
+    ) -> None:
+        """`sampling` says the pictures' size; `class_noun` stands for the subject in the base's prompts."""
+        self.templates = sorted(templates, key=lambda text: "{subject}" not in text)
+        self.num_subject = sum("{subject}" in text for text in templates)
+        self.class_noun, self.num_images, self.sampling = class_noun, num_images, sampling
+        self.judges = judges
+        names = [photo.name for photo in photos]
+        self.photos = scores.embed_images(judges.subject, [photo.image for photo in photos], names)
+        self.copy_threshold = scores.copy_threshold(self.photos)
+        texts = [
+            self.fill(template, class_noun)
+            for template in self.templates[: self.num_subject]
+            for _ in range(num_images)
+        ]
+        self.texts = scores.embed_texts(judges.prompt, texts)
+        images = self.pictures(base, class_noun)
+        about_subject, others = self._split(images)
+        self.base_others = scores.embed_images(
+            judges.subject, others, self._names(others, "frozen base")
+        )
+        own = scores.embed_images(
+            judges.prompt, about_subject, self._names(about_subject, "frozen base")
+        )
+        noise = scores.diversity(self.base_others, len(self.templates) - self.num_subject)
+        self.scale = Scale(
+            prompt_fidelity=float(np.mean(scores.prompt_fidelity(own, self.texts))),
+            noise=float(np.mean(noise)),
+        )
+
+    def fill(self, template: str, subject: str) -> str:
+        """A validation prompt with the subject's words."""
+        return fill_template(
+            template, subject=subject, class_noun=self.class_noun, field="validation.prompts"
+        )
+
+    def pictures(self, base: BasePipeline, subject: str) -> list[Image.Image]:
+        """Pictures of the base as it stands, prompt by prompt, those of the subject first."""
+        prompts = [self.fill(t, subject) for t in self.templates for _ in range(self.num_images)]
+        seeds = [seed for t in self.templates for seed in noise_seeds(t, self.num_images)]
+        return generate(base, prompts, seeds, self.sampling)
+
+    def _split(self, images: list[Image.Image]) -> tuple[list[Image.Image], list[Image.Image]]:
+        count = self.num_subject * self.num_images
+        return images[:count], images[count:]
+
+    def _names(self, images: Sequence[Image.Image], whose: str) -> list[str]:
+        return [f"validation picture {number} of {whose}" for number in range(len(images))]
+
+    def measure(self, images: list[Image.Image], *, step: int) -> tuple[Point, dict[str, float]]:
+        """The point of pictures that `pictures` made, and its scores by key."""
+        judges = self.judges
+        about_subject, others = self._split(images)
+        names = self._names(about_subject, f"step {step}")
+        own = scores.embed_images(judges.subject, about_subject, names)
+        read = scores.embed_images(judges.prompt, about_subject, names)
+        moved = scores.embed_images(judges.subject, others, self._names(others, f"step {step}"))
+        copies = scores.copy(own, self.photos)
+        found = {
+            "subject_fidelity": scores.subject_fidelity(own, self.photos),
+            "prompt_fidelity": scores.prompt_fidelity(read, self.texts),
+            "drift": scores.drift(moved, self.base_others),
+            "copy": copies,
+            "copy_share": scores.copies(copies, self.copy_threshold),
+        }
+        means = {id: float(np.mean(values)) for id, values in found.items()}
+        point = Point(
+            step,
+            subject_fidelity=means["subject_fidelity"],
+            prompt_fidelity=means["prompt_fidelity"],
+            drift=means["drift"],
+            copy_share=means["copy_share"],
+        )
+        return point, {score_key(id, judges.of(id)): mean for id, mean in means.items()}
+
+
+class Validation:
+    """The watch of one run: looks, remembers, says when to end, and puts the recommended weights back."""
+
+    def __init__(
+        self,
+        config: ValidationConfig,
+        yardstick: Yardstick,
+        base: BasePipeline,
+        method: Method,
+        folder: Path,
+        *,
+        checkpoint_every: int | None = None,
+    ) -> None:
+        """`folder` keeps points, pictures and what was learnt at recommended steps."""
+        self.config, self.yardstick, self.base, self.method = config, yardstick, base, method
+        self.folder, self.checkpoint_every = folder, checkpoint_every
+        self.points: list[Point] = []
+        self.means: list[dict[str, float]] = []
+
+    def restore(self, step: int) -> bool:
+        """Forget what came after `step`, look if that is missing, and tell whether the run had ended."""
+        self.points, self.means = [], []
+        for values in self._stored():
+            if values["point"]["step"] <= step:
+                self.points.append(Point(**values["point"]))
+                self.means.append(values["scores"])
+        if not self.points:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        best = self._best()
+        if self.config.keeps_recommended and best and not self._state(best.step).is_file():
+            raise CheckpointError(
+                f"{self._state(best.step)} is missing, so the recommended checkpoint could not be kept. "
+                "Start the run again with --overwrite."
+            )
+        seen = {point.step for point in self.points}
+        every = self.config.every
+        if step and every is not None and step % every == 0 and step not in seen:
+            return self.look(step)
+        return self._ends()
+
+    def look(self, step: int) -> bool:
+        """Make and score pictures; whether training should end."""
+        subject = self.method.subject_phrase(self.yardstick.class_noun)
+        images = self.yardstick.pictures(self.base, subject)
+        point, means = self.yardstick.measure(images, step=step)
+        self.points.append(point)
+        self.means.append(means)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(self.folder / f"step-{step:06d}") as temporary:
+            for number, image in enumerate(images):
+                prompt, index = divmod(number, self.yardstick.num_images)
+                image.save(temporary / f"{prompt:02d}-{index:02d}.png")
+            if self.config.keeps_recommended and self._best() == point:
+                learnt = self.method.state_dict(self.base)
+                state = {k: v.detach().cpu().clone().contiguous() for k, v in learnt.items()}
+                save_file(state, temporary / STATE)
+        write_json(
+            self.folder / POINTS,
+            [
+                {"point": asdict(point), "scores": means}
+                for point, means in zip(self.points, self.means, strict=True)
+            ],
+        )
+        self._forget_states(step)
+        return self._ends()
+
+    def put_back(self) -> int | None:
+        """Put the recommended weights back where they are to be kept; the step they are of."""
+        best = self._best()
+        if not self.config.keeps_recommended or best is None:
+            return None
+        self.method.load_state_dict(self.base, load_file(self._state(best.step)))
+        self.base.forget_prompts()
+        return best.step
+
+    def pictures_of(self, step: int) -> list[list[Path]]:
+        """Files of a look, [prompt, picture]."""
+        names = range(len(self.yardstick.templates)), range(self.yardstick.num_images)
+        folder = self.folder / f"step-{step:06d}"
+        return [[folder / f"{p:02d}-{i:02d}.png" for i in names[1]] for p in names[0]]
+
+    @property
+    def recommended_step(self) -> int | None:
+        """By the rule; None where no checkpoint keeps the limits."""
+        best = recommended(self.points, self.yardstick.scale, self.config.limits)
+        return None if best is None else best.step
+
+    @property
+    def overfits_from(self) -> int | None:
+        """First step from which on every look breaks a limit."""
+        return overfits_from(self.points, self.yardstick.scale, self.config.limits)
+
+    def _best(self) -> Point | None:
+        return least_bad(self.points, self.yardstick.scale, self.config.limits)
+
+    def _ends(self) -> bool:
+        patience = self.config.patience
+        if patience is None:
+            return False
+        return has_stalled(self.points, self.yardstick.scale, self.config.limits, patience=patience)
+
+    def _state(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}" / STATE
+
+    def _stored(self) -> list[dict[str, Any]]:
+        path = self.folder / POINTS
+        if not path.is_file():
+            return []
+        try:
+            return list(read_json(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}). Start the run again with --overwrite."
+            ) from error
+
+    def _forget_states(self, step: int) -> None:
+        """Remove what was learnt at superseded steps, but for what an older checkpoint would go back to."""
+        best = self._best()
+        if best is None or not self.config.keeps_recommended:
+            return
+        back = 0 if self.checkpoint_every is None else 3 * self.checkpoint_every
+        if self.checkpoint_every is not None and step - best.step < back:
+            return
+        for point in self.points:
+            if point.step != best.step:
+                self._state(point.step).unlink(missing_ok=True)

@@ -1,0 +1,282 @@
+"""The comparison in words: who kept the subject, obeyed the prompt, left the class alone, or "cannot tell".
+
+Deterministic: the same tables give the same sentences. A row leads only if its difference to every other row
+leaves out zero, at a level that holds for all pairs together; else the sentence says what would settle it.
+The question about the class asks drift, since a ruined class is unlike the subject too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from finetune.differences import (
+    LEVEL,
+    PairDifference,
+    Tables,
+    difference_of,
+    measured,
+    score_keys,
+    summarise,
+)
+from finetune.scores import score_info
+from finetune.statistics import Interval, difference
+from finetune.tables import Table
+
+Question = Literal["subject", "prompt", "class"]
+
+QUESTIONS: dict[Question, tuple[str, str]] = {
+    "subject": ("subject_fidelity", "kept the subject best"),
+    "prompt": ("prompt_fidelity", "obeyed the prompt best"),
+    "class": ("drift", "left the class most alone"),
+}
+"""Question -> id of the score that answers it, what the best row did."""
+NOTABLE_COPIES = 0.05
+"""Share of a row's pictures that pass for copies, from which on it is remarked upon."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the verdict."""
+
+    question: Question
+    score: str
+    """Its key; the id where it was not measured."""
+    text: str
+    leaders: tuple[str, ...]
+    """One row, or those that cannot be told from the best."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What rows are measured against."""
+
+    frozen_base: Mapping[str, Table] = field(default_factory=dict)
+    """Score key -> table of the frozen base."""
+    real_similarity: Mapping[str, float] = field(default_factory=dict)
+    """Key of a subject fidelity -> the mean cosine among real photos, where there is one."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Three sentences, and what else a reader has to know."""
+
+    findings: tuple[Finding, ...]
+    """On subject, prompt and class, in this order."""
+    remarks: tuple[str, ...]
+
+
+def verdict(
+    tables: Tables,
+    rows: Sequence[str],
+    *,
+    headline: Mapping[str, str] | None = None,
+    references: References | None = None,
+) -> Verdict:
+    """The verdict on `rows`, the methods under comparison without reference rows.
+
+    `headline` says which key answers for a score's id; else the first one there is.
+    """
+    chosen: dict[str, str] = {}
+    for key in score_keys(tables):
+        chosen.setdefault(score_info(key).id, key)
+    chosen |= headline or {}
+    references = references or References()
+    findings = [
+        _finding(question, chosen.get(QUESTIONS[question][0]), tables, rows, references)
+        for question in QUESTIONS
+    ]
+    return Verdict(tuple(findings), tuple(_remarks(tables, rows, chosen, references)))
+
+
+def number(value: float) -> str:
+    """Three decimals with a true minus; never -0."""
+    text = f"{value:.3f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def quoted(row: str) -> str:
+    """A row's name as it stands in a sentence: in quotes unless it is one word."""
+    return row if re.fullmatch(r"[\w.-]+", row) else f"“{row}”"
+
+
+def _amount(found: Interval, *, sign: int = 1) -> str:
+    """ "0.050 (0.020 to 0.080)", of the mean times `sign`."""
+    assert found.mean is not None
+    if found.low is None or found.high is None:
+        return f"{number(sign * found.mean)} (no interval)"
+    low, high = sorted((sign * found.low, sign * found.high))
+    return f"{number(sign * found.mean)} ({number(low)} to {number(high)})"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """Rows by mean, best first, with the best one's differences to the others."""
+
+    key: str
+    ranked: tuple[str, ...]
+    means: Mapping[str, float]
+    against: Mapping[str, PairDifference]
+    """Other row -> best minus it."""
+
+    @property
+    def tied(self) -> list[str]:
+        """Rows that cannot be told from the best."""
+        return [row for row in self.ranked[1:] if self.against[row].conclusion == "cannot tell"]
+
+
+def _stand(key: str, tables: Tables, rows: Sequence[str]) -> _Standing | None:
+    """None where no row has a value."""
+    held = measured(tables, rows, key)
+    if not held:
+        return None
+    means = {row: summarise(key, tables[row][key]).mean or 0.0 for row in held}
+    ranked = sorted(held, key=lambda row: (-_sign(key) * means[row], held.index(row)))
+    num_pairs = max(len(held) * (len(held) - 1) // 2, 1)
+    against = {
+        row: difference_of(tables, key, ranked[0], row, num_pairs=num_pairs) for row in ranked[1:]
+    }
+    return _Standing(key, tuple(ranked), means, against)
+
+
+def _sign(key: str) -> int:
+    return 1 if score_info(key).better == "higher" else -1
+
+
+def _finding(
+    question: Question,
+    key: str | None,
+    tables: Tables,
+    rows: Sequence[str],
+    references: References,
+) -> Finding:
+    id, did = QUESTIONS[question]
+    standing = None if key is None else _stand(key, tables, rows)
+    if key is None or standing is None:
+        return Finding(question, key or id, f"Which row {did} was not measured.", ())
+    frame = _frame(key, references)
+    if len(standing.ranked) == 1:
+        row, title = standing.ranked[0], score_info(key).title
+        amount = _amount(summarise(key, tables[row][key]))
+        return Finding(question, key, f"{title} of {quoted(row)}: {amount}{frame}.", (row,))
+    if not standing.tied:
+        return Finding(question, key, f"{_lead(standing, did)}{frame}.", standing.ranked[:1])
+    leaders = (standing.ranked[0], *standing.tied)
+    return Finding(question, key, _draw(standing, did, frame), leaders)
+
+
+def _frame(key: str, references: References) -> str:
+    """Floor and ceiling, where they are known."""
+    parts = []
+    if score_info(key).id != "drift" and key in references.frozen_base:
+        floor = summarise(key, references.frozen_base[key]).mean
+        if floor is not None:
+            parts.append(f"the frozen base has {number(floor)}")
+    if key in references.real_similarity:
+        parts.append(f"real photos among themselves {number(references.real_similarity[key])}")
+    return f"; {', '.join(parts)}" if parts else ""
+
+
+def _lead(standing: _Standing, did: str) -> str:
+    best, second = standing.ranked[:2]
+    way = "above" if _sign(standing.key) > 0 else "below"
+    gap = _amount(standing.against[second].interval, sign=_sign(standing.key))
+    return (
+        f"{quoted(best)} {did}: {score_info(standing.key).title.lower()} "
+        f"{number(standing.means[best])}, {gap} {way} {quoted(second)}, the next"
+    )
+
+
+def _draw(standing: _Standing, did: str, frame: str) -> str:
+    """The best row, those that may be as good, what would settle it, and who is clearly behind."""
+    best, second = standing.ranked[0], standing.tied[0]
+    nearest, title = standing.against[second], score_info(standing.key).title.lower()
+
+    def named(rows: Sequence[str]) -> str:
+        return _listed([f"{quoted(row)} ({number(standing.means[row])})" for row in rows])
+
+    text = f"Which row {did} cannot be told: "
+    if nearest.interval.mean is None:
+        text += f"{named((best, second))} share no pictures to compare {title} on"
+    elif not nearest.interval.mean and not nearest.interval.standard_error:
+        text += f"{named((best, second))} are equal in {title}"
+    else:
+        gap = _amount(nearest.interval, sign=_sign(standing.key))
+        text += f"{named([best])} is ahead of {named([second])} by {gap} in {title}"
+    if standing.tied[1:]:
+        text += f"; {named(standing.tied[1:])} may be as good"
+    behind = [row for row in standing.ranked[1:] if row not in standing.tied]
+    if behind:
+        text += f"; {named(behind)} {'is' if len(behind) == 1 else 'are'} clearly behind"
+    needed = nearest.needed if nearest.interval.mean else None
+    return f"{text}{frame}. {needed}" if needed else f"{text}{frame}."
+
+
+def _remarks(
+    tables: Tables, rows: Sequence[str], chosen: Mapping[str, str], references: References
+) -> Iterator[str]:
+    """What qualifies the three sentences."""
+    lost = [row for row in rows if not any(measured(tables, [row], k) for k in tables.get(row, {}))]
+    if lost:
+        yield f"Without any score, and left out: {_listed([quoted(row) for row in lost])}."
+    key = chosen.get("subject_fidelity")
+    held = measured(tables, rows, key) if key else []
+    if key and held:
+        yield f"The intervals speak of {summarise(key, tables[held[0]][key]).speaks_of}."
+    if len(held) > 2:
+        pairs = len(held) * (len(held) - 1) // 2
+        yield f"Intervals of differences hold for all {pairs} pairs of rows at once, with 95 %."
+    if "prompt_fidelity" in chosen:
+        yield "Prompt fidelity is CLIP-T with the identifier replaced by the class noun."
+    yield from _copies(tables, rows, chosen, references)
+    for id, direction, words in AGAINST_BASE:
+        amounts = _against_base(tables, rows, chosen.get(id, ""), references, direction)
+        if amounts:
+            yield f"{words}: {_listed(amounts)}."
+
+
+def _copies(
+    tables: Tables, rows: Sequence[str], chosen: Mapping[str, str], references: References
+) -> Iterator[str]:
+    """Signs that rows hand out their training photos."""
+    key, share = chosen.get("subject_fidelity", ""), chosen.get("copy_share", "")
+    ceiling = references.real_similarity.get(key)
+    for row in measured(tables, rows, key) if ceiling is not None else []:
+        low = summarise(key, tables[row][key]).low
+        if low is not None and ceiling is not None and low > ceiling:
+            yield (
+                f"{quoted(row)} is nearer to the photos than they are to each other "
+                f"({number(low)} at least, against {number(ceiling)}): look for copies."
+            )
+    for row in measured(tables, rows, share):
+        copies = summarise(share, tables[row][share]).mean or 0.0
+        if copies >= NOTABLE_COPIES:
+            yield f"{copies:.0%} of the pictures of {quoted(row)} pass for copies of a training photo."
+
+
+AGAINST_BASE = (
+    ("subject_fidelity", 0, "Cannot be told from the frozen base in subject fidelity"),
+    ("prompt_fidelity", -1, "Obey prompts less than the frozen base"),
+    ("class_leak", 1, "Drew the whole class towards the subject, measured from the frozen base"),
+    ("diversity", -1, "Pictures of a prompt differ less than the frozen base's"),
+)
+"""A score's id, the sign of its difference from the base that is remarked upon (0: not above), the words."""
+
+
+def _against_base(
+    tables: Tables, rows: Sequence[str], key: str, references: References, direction: int
+) -> list[str]:
+    """Rows whose difference from the frozen base has that sign, each with its amount."""
+    amounts = []
+    held = measured(tables, rows, key) if key in references.frozen_base else []
+    for row in held:
+        found = difference(tables[row][key], references.frozen_base[key], level=LEVEL)
+        if found.low is not None and (found.sign == direction or found.sign < direction == 0):
+            amounts.append(f"{quoted(row)} by {_amount(found, sign=direction or 1)}")
+    return amounts
