@@ -231,8 +231,12 @@ def _notes(results: Results, cell: Cell, column: int, picture: int) -> str:
     for score in results.scores:
         table = cell.scores.get(score.key, ())
         values = table[column] if column < len(table) else ()
-        if score.headline and score.id != "diversity" and picture < len(values):
+        if not score.headline or score.id == "diversity" or picture >= len(values):
+            continue
+        if score.id != "copy_share":
             parts.append(f"{score.short_title} {decimal(values[picture])}")
+        elif values[picture]:
+            parts.append("passes for a copy of a photo")
     seeds = cell.noise_seeds[column] if column < len(cell.noise_seeds) else ()
     if picture < len(seeds):
         parts.append(f"noise seed {seeds[picture]}")

@@ -76,6 +76,7 @@ def render(results: Results, folder: Path, *, max_bytes: int = MAX_BYTES) -> str
         arrows=numbers.ARROWS,
         directions=numbers.DIRECTIONS,
         facts=facts(results),
+        num_compared=sum(row.kind != "reference" for row in results.rows),
         galleries=galleries,
         strips=gallery.strip_tables(results, book),
         book=book,

@@ -101,7 +101,9 @@ def score_table(results: Results, scores: Sequence[ScoreInfo]) -> ScoreTable | N
     spoken = dict.fromkeys(
         estimate.speaks_of
         for (_, key), estimate in found.items()
-        if estimate.speaks_of and any(score.key == key for score in measured)
+        if estimate.speaks_of
+        and estimate.low is not None
+        and any(score.key == key for score in measured)
     )
     return ScoreTable(tuple(measured), lines, tuple(notes), tuple(spoken))
 
