@@ -43,6 +43,8 @@ FENCES: dict[str, tuple[str, ...]] = {
     "peft": ("methods/", "finetune/artifact.py"),
     "accelerate": ("finetune/train.py", "finetune/tracking.py"),
     "datasets": ("data_prep/sources.py",),
+    "matplotlib": ("finetune/report/",),
+    "jinja2": ("finetune/report/",),
     "filelock": ("finetune/files.py",),
     "imagehash": ("data_prep/duplicates.py",),
     "pillow_heif": ("data_prep/kinds.py",),

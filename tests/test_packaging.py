@@ -78,6 +78,10 @@ def test_every_configuration_is_shipped_inside_the_package(wheel: zipfile.ZipFil
         "methods/py.typed",
         "data_prep/py.typed",
         "finetune/report/page.html.jinja",
+        "finetune/report/parts.html.jinja",
+        "finetune/report/settings.html.jinja",
+        "finetune/report/page.css",
+        "finetune/report/page.js",
         "finetune/common_words.txt",
     ],
 )
