@@ -62,8 +62,6 @@ def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str)
         )
         remarks += reasons
         cells += [*references, *scored(own, meter, config.output)]
-    rows, failures = _rows(made)
-    remarks += failures
     remarks += odd_pictures(cells, config.output)
     draft = Results(
         title=_title(planned),
@@ -83,7 +81,7 @@ def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str)
         subjects=tuple(_subject(subject, planned) for subject in planned.subjects),
         encoders=scorers.infos(),
         scores=scorers.scores(masked=masked),
-        rows=rows,
+        rows=_rows(made),
         cells=tuple(cells),
         summaries=(),
         differences=(),
@@ -164,9 +162,9 @@ def reference_rows(*, with_base: bool) -> list[Row]:
     return [Row(name=name, kind="reference") for name in names]
 
 
-def _rows(made: Made) -> tuple[tuple[Row, ...], list[str]]:
-    """All rows, references first, and a sentence for what failed."""
-    planned, rows, remarks = made.planned, reference_rows(with_base=True), list[str]()
+def _rows(made: Made) -> tuple[Row, ...]:
+    """All rows, references first."""
+    planned, rows = made.planned, reference_rows(with_base=True)
     for name, run in planned.runs.items():
         noun = planned.config.methods[name].get("class_noun")
         tuned = made.tuned.get(name)
@@ -185,7 +183,6 @@ def _rows(made: Made) -> tuple[tuple[Row, ...], list[str]]:
         elif tuned is not None:
             why = tuned.records[0].error
             error = f"All {len(tuned.records)} trials failed, so it was not compared: {why}"
-            remarks.append(f"{name}: {error}")
         rows.append(
             Row(
                 name=name,
@@ -201,10 +198,7 @@ def _rows(made: Made) -> tuple[tuple[Row, ...], list[str]]:
     for name, by_subject in planned.artifacts.items():
         settings = {subject: str(row.path) for subject, row in by_subject.items()}
         rows.append(Row(name=name, kind="artifact", settings={"path": settings}))
-    for cell in made.cells:
-        if cell.status == "failed":
-            remarks.append(f"{cell.row} failed on {cell.subject}, seed {cell.seed}: {cell.error}")
-    return tuple(rows), remarks
+    return tuple(rows)
 
 
 def _noun_text(noun: Any) -> str:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_prep.config import DataConfig
-from finetune.compare.evaluation import Wanted, evaluated, find_all
+from finetune.compare.evaluation import Wanted, evaluated
 from finetune.compare.folders import find_pictures, prompts_of
 from finetune.compare.measure import Scorers
 from finetune.errors import CheckpointError, ConfigError, DataError
@@ -167,4 +167,3 @@ def test_seeds_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError, match=r"row\.frozen base: choose another name"):
         evaluate({"frozen base": one})
     assert not (tmp_path / "scores").exists()
-    assert find_all is not None
