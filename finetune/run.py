@@ -248,7 +248,7 @@ def build_yardstick(
     """What a run's validation pictures are held against. The base must be as it was loaded."""
     size = config.sampling.size or picture_size(base, config)
     if judges is None:
-        judges = Judges.load(config.validation.scorers, config.base.source)
+        judges = Judges.load(config.validation.scorers, base)
     return Yardstick(
         base,
         scored_photos(config.data, size=size),

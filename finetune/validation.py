@@ -96,11 +96,11 @@ class Judges:
     """Reads texts too."""
 
     @staticmethod
-    def load(scorers: ScorersConfig, base_source: str) -> Judges:
-        """Raises `ArtifactError` for a network that cannot be had."""
-        names = scorers.resolved(base_source)
-        subject = load_encoder(names.subject[0])
-        return Judges(subject, load_text_encoder(str(names.prompt)))
+    def load(scorers: ScorersConfig, base: BasePipeline) -> Judges:
+        """To where `base` works. Raises `ArtifactError` for a network that cannot be had."""
+        names = scorers.resolved(base.source)
+        subject = load_encoder(names.subject[0], device=base.device)
+        return Judges(subject, load_text_encoder(str(names.prompt), device=base.device))
 
     def of(self, id: str) -> str:
         """Name of the network that makes a score."""

@@ -80,6 +80,7 @@ def _compare(
     from finetune.report import write_page
     from finetune.results import write_results
     from finetune.run import check_family
+    from finetune.train import training_device
     from methods import load_method
 
     settings = validate(CompareConfig, config_values(config, overrides), str(config))
@@ -94,7 +95,8 @@ def _compare(
         check_identifier(run)  # with each subject's own noun
         warn_about_known_word(load_method(run.method.kind)(run.method), run)
     check_output(planned, overwrite=overwrite)
-    scorers = Scorers.load(settings.scorers.resolved(settings.base.source))
+    names = settings.scorers.resolved(settings.base.source)
+    scorers = Scorers.load(names, device=training_device())
     made = make_cells(
         planned,
         base,
@@ -213,7 +215,7 @@ def evaluate(
     check_new(output)
     find_all(wanted)
     names = ScorersConfig(subject=tuple(scorer or ()), prompt=prompt_scorer).resolved(base)
-    scorers = Scorers.load(names)
+    scorers = Scorers.load(names, device=training_device())
     loaded = None if base is None else load_base(BaseConfig(source=base)).to(training_device())
     results = evaluated(
         wanted, output, scorers=scorers, base=loaded, sampling=sampling, command=command_line()

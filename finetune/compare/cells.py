@@ -56,8 +56,7 @@ class Bench:
         """What a subject's validation pictures are held against; made when first asked for."""
         if subject.name not in self.yardsticks:
             if self._judges is None:
-                scorers = self.config.validation.scorers
-                self._judges = Judges.load(scorers, self.config.base.source)
+                self._judges = Judges.load(self.config.validation.scorers, self.base)
             self.yardsticks[subject.name] = Yardstick(
                 self.base,
                 subject.photos,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from data_prep.cache import TensorCache, cache_key
@@ -40,12 +41,12 @@ class Scorers:
     prompt: Encoder
 
     @staticmethod
-    def load(names: ScorersConfig) -> Scorers:
+    def load(names: ScorersConfig, *, device: torch.device | str = "cpu") -> Scorers:
         """Of names with defaults filled in. Raises `ConfigError` or `ArtifactError`."""
         for name in (*names.subject, str(names.prompt)):
             check_encoder_name(name)
-        subject = tuple(load_encoder(name) for name in names.subject)
-        scorers = Scorers(subject, load_text_encoder(str(names.prompt)))
+        subject = tuple(load_encoder(name, device=device) for name in names.subject)
+        scorers = Scorers(subject, load_text_encoder(str(names.prompt), device=device))
         own = [encoder.card.name for encoder in subject]
         for name in own:
             if own.count(name) > 1:
