@@ -83,6 +83,7 @@ def test_every_configuration_is_shipped_inside_the_package(wheel: zipfile.ZipFil
         "finetune/report/page.css",
         "finetune/report/page.js",
         "finetune/common_words.txt",
+        "finetune/prompts/dreambooth.yaml",
     ],
 )
 def test_data_files_are_shipped(wheel: zipfile.ZipFile, name: str) -> None:

@@ -19,7 +19,8 @@ from finetune.photos import scored_photos
 
 NOTE = "comparison.json"
 VERSION = 1
-_PATHS = {"base", "data", "output", "sampling"}
+_ELSEWHERE = {"base", "data", "output", "sampling", "samples", "tracking"}
+"""Sections of a run that are compared elsewhere, or shape nothing."""
 
 
 def row_identity(
@@ -34,7 +35,7 @@ def row_identity(
     per_subject = {}
     for subject in subjects:
         run = row_run(config, name, subject, 0, Path("run"), load_method)
-        values = run.model_dump(mode="json", exclude=_PATHS)
+        values = run.model_dump(mode="json", exclude=_ELSEWHERE)
         del values["training"]["seed"]
         values["validation"] = {
             key: values["validation"][key] for key in ("every", "patience", "keep")
