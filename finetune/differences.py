@@ -96,3 +96,59 @@ def pair_differences(
             difference_of(tables, key, row, other, num_pairs=len(pairs)) for row, other in pairs
         ]
     return found
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Rows in one score, the best first, the others by their mean; and the best one's lead over each."""
+
+    key: str
+    ranked: tuple[str, ...]
+    means: Mapping[str, float]
+    num_values: Mapping[str, int]
+    against: Mapping[str, PairDifference]
+    """Other row -> best minus it."""
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, else -1."""
+        return 1 if score_info(self.key).better == "higher" else -1
+
+    @property
+    def tied(self) -> list[str]:
+        """Rows that the best one is not known to beat."""
+        return [row for row in self.ranked[1:] if self.against[row].interval.sign != self.sign]
+
+
+def stand(key: str, tables: Tables, rows: Sequence[str]) -> Standing | None:
+    """How `rows` stand in a score; None where none has a value.
+
+    The best has the best mean of those that no other is known to beat on the pictures that both have: a row
+    that failed on the hardest subject does not win by that.
+    """
+    held = measured(tables, rows, key)
+    if not held:
+        return None
+    sign = 1 if score_info(key).better == "higher" else -1
+    found = {row: summarise(key, tables[row][key]) for row in held}
+    means = {row: interval.mean or 0.0 for row, interval in found.items()}
+    ranked = sorted(held, key=lambda row: (-sign * means[row], held.index(row)))
+    num_pairs = max(len(held) * (len(held) - 1) // 2, 1)
+
+    def over(row: str, other: str) -> PairDifference:
+        return difference_of(tables, key, row, other, num_pairs=num_pairs)
+
+    unbeaten = [
+        row
+        for row in ranked
+        if all(over(row, other).interval.sign != -sign for other in ranked if other != row)
+    ]
+    best = (unbeaten or ranked)[0]
+    ranked = [best, *(row for row in ranked if row != best)]
+    return Standing(
+        key,
+        tuple(ranked),
+        means,
+        {row: interval.num_values for row, interval in found.items()},
+        {row: over(best, row) for row in ranked[1:]},
+    )

@@ -14,11 +14,11 @@ from typing import Literal
 
 from finetune.differences import (
     LEVEL,
-    PairDifference,
+    Standing,
     Tables,
-    difference_of,
     measured,
     score_keys,
+    stand,
     summarise,
 )
 from finetune.scores import score_info
@@ -115,40 +115,6 @@ def _listed(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-@dataclass(frozen=True)
-class _Standing:
-    """Rows by mean, best first, with the best one's differences to the others."""
-
-    key: str
-    ranked: tuple[str, ...]
-    means: Mapping[str, float]
-    against: Mapping[str, PairDifference]
-    """Other row -> best minus it."""
-
-    @property
-    def tied(self) -> list[str]:
-        """Rows that cannot be told from the best."""
-        return [row for row in self.ranked[1:] if self.against[row].conclusion == "cannot tell"]
-
-
-def _stand(key: str, tables: Tables, rows: Sequence[str]) -> _Standing | None:
-    """None where no row has a value."""
-    held = measured(tables, rows, key)
-    if not held:
-        return None
-    means = {row: summarise(key, tables[row][key]).mean or 0.0 for row in held}
-    ranked = sorted(held, key=lambda row: (-_sign(key) * means[row], held.index(row)))
-    num_pairs = max(len(held) * (len(held) - 1) // 2, 1)
-    against = {
-        row: difference_of(tables, key, ranked[0], row, num_pairs=num_pairs) for row in ranked[1:]
-    }
-    return _Standing(key, tuple(ranked), means, against)
-
-
-def _sign(key: str) -> int:
-    return 1 if score_info(key).better == "higher" else -1
-
-
 def _finding(
     question: Question,
     key: str | None,
@@ -157,7 +123,7 @@ def _finding(
     references: References,
 ) -> Finding:
     id, did = QUESTIONS[question]
-    standing = None if key is None else _stand(key, tables, rows)
+    standing = None if key is None else stand(key, tables, rows)
     if key is None or standing is None:
         return Finding(question, key or id, f"Which row {did} was not measured.", ())
     frame = _frame(key, references)
@@ -183,17 +149,25 @@ def _frame(key: str, references: References) -> str:
     return f"; {', '.join(parts)}" if parts else ""
 
 
-def _lead(standing: _Standing, did: str) -> str:
+def _lead(standing: Standing, did: str) -> str:
     best, second = standing.ranked[:2]
-    way = "above" if _sign(standing.key) > 0 else "below"
-    gap = _amount(standing.against[second].interval, sign=_sign(standing.key))
+    way = "above" if standing.sign > 0 else "below"
+    gap = _amount(standing.against[second].interval, sign=standing.sign)
     return (
         f"{quoted(best)} {did}: {score_info(standing.key).title.lower()} "
         f"{number(standing.means[best])}, {gap} {way} {quoted(second)}, the next"
+        f"{_where(standing, second)}"
     )
 
 
-def _draw(standing: _Standing, did: str, frame: str) -> str:
+def _where(standing: Standing, row: str) -> str:
+    """Says so where the best and another row are not compared on all that either made."""
+    shared = standing.against[row].interval.num_values
+    counts = (standing.num_values[standing.ranked[0]], standing.num_values[row])
+    return "" if counts == (shared, shared) else ", on the pictures that both have"
+
+
+def _draw(standing: Standing, did: str, frame: str) -> str:
     """The best row, those that may be as good, what would settle it, and who is clearly behind."""
     best, second = standing.ranked[0], standing.tied[0]
     nearest, title = standing.against[second], score_info(standing.key).title.lower()
@@ -207,8 +181,9 @@ def _draw(standing: _Standing, did: str, frame: str) -> str:
     elif not nearest.interval.mean and not nearest.interval.standard_error:
         text += f"{named((best, second))} are equal in {title}"
     else:
-        gap = _amount(nearest.interval, sign=_sign(standing.key))
+        gap = _amount(nearest.interval, sign=standing.sign)
         text += f"{named([best])} is ahead of {named([second])} by {gap} in {title}"
+        text += _where(standing, second)
     if standing.tied[1:]:
         text += f"; {named(standing.tied[1:])} may be as good"
     behind = [row for row in standing.ranked[1:] if row not in standing.tied]

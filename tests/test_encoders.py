@@ -188,7 +188,6 @@ def test_dino_embeddings_are_the_class_token_of_the_last_layer(
     torch.testing.assert_close(encoder.embed_images(PICTURES), expected, atol=1e-5, rtol=1e-4)
     assert encoder.card.kind == kind
     assert "shorter side to 64 px (bicubic), middle 56 x 56 px" in encoder.card.preprocessing
-    assert not encoder.reads_texts
 
 
 def test_embeddings_are_unit_and_do_not_depend_on_batches(folders: dict[str, Path]) -> None:

@@ -141,6 +141,18 @@ def test_rows_that_share_no_picture_cannot_be_compared() -> None:
     assert found.leaders == ("a", "b")
 
 
+def test_a_row_that_failed_where_it_is_hard_does_not_win_by_that() -> None:
+    easy, hard = 0.8, 0.2
+    base = np.random.default_rng(0).normal(size=(4, 1, 5, 4)) * 0.01
+    base += np.array([easy, easy, easy, hard]).reshape(4, 1, 1, 1)
+    better = base + 0.05 + np.random.default_rng(1).normal(size=base.shape) * 0.005
+    partial = base.copy()
+    partial[3] = np.nan  # its mean is 0.8, the better row's 0.7
+    found = by_question({"partial": {SUBJECT: partial}, "better": {SUBJECT: better}})["subject"]
+    assert found.leaders == ("better",)
+    assert found.text.endswith("above partial, the next, on the pictures that both have.")
+
+
 def test_remarks_say_what_the_intervals_speak_of_and_how_prompts_were_read() -> None:
     remarks = verdict(CLEAR, list(CLEAR)).remarks
     assert remarks == (

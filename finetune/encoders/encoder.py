@@ -61,10 +61,13 @@ class Encoder:
         self._network, self._device = network, torch.device(device)
         network.module.to(self._device)
 
-    @property
-    def reads_texts(self) -> bool:
-        """Whether `embed_texts` can be called."""
-        return self._network.text_features is not None
+    def require_texts(self) -> None:
+        """Raise `ConfigError` unless `embed_texts` can be called."""
+        if self._network.tokenize is None or self._network.text_features is None:
+            raise ConfigError(
+                f"The scorer '{self.card.name}' ({self.card.kind}) reads no texts, so it cannot tell how "
+                "well pictures fit their prompts. Choose one of the kind CLIP, for instance clip-b32."
+            )
 
     @torch.no_grad()
     def embed_images(
@@ -82,12 +85,10 @@ class Encoder:
         self, texts: Sequence[str], *, batch_size: int = 256
     ) -> Float[Tensor, "count dimensions"]:
         """Unit embeddings of texts; what exceeds the encoder's context is cut off. Raises `ConfigError`."""
+        self.require_texts()
         tokenize, features = self._network.tokenize, self._network.text_features
-        if tokenize is None or features is None:
-            raise ConfigError(
-                f"The encoder '{self.card.name}' ({self.card.kind}) reads no texts, so it cannot tell how "
-                "well pictures fit their prompts. Choose one of the kind CLIP."
-            )
+        assert tokenize is not None
+        assert features is not None
         parts = [
             features(tokenize(texts[start : start + batch_size]).to(self._device)).cpu()
             for start in range(0, len(texts), batch_size)

@@ -157,9 +157,5 @@ def load_encoder(name: str, *, device: str | torch.device = "cpu") -> Encoder:
 def load_text_encoder(name: str, *, device: str | torch.device = "cpu") -> Encoder:
     """`load_encoder`, of one that reads texts. Raises `ConfigError` for others."""
     encoder = load_encoder(name, device=device)
-    if not encoder.reads_texts:
-        raise ConfigError(
-            f"The scorer '{name}' ({encoder.card.kind}) reads no texts, so it cannot tell how well pictures "
-            "fit their prompts. Choose one of the kind CLIP, for instance clip-b32."
-        )
+    encoder.require_texts()
     return encoder
