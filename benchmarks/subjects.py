@@ -77,7 +77,9 @@ def measure(scorer: Encoder, made: list[Any], of_class: list[Any], real: Views) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--subjects", nargs="+", default=sorted(p.name for p in SUBJECTS.iterdir()))
+    parser.add_argument(
+        "--subjects", nargs="+", default=sorted(p.name for p in SUBJECTS.iterdir() if p.is_dir())
+    )
     parser.add_argument("--methods", nargs="+", default=["dreambooth", "lora", "textual_inversion"])
     parser.add_argument(
         "--prior-ablation", action="store_true", help="DreamBooth without prior too"

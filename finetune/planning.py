@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from finetune.statistics import cell_square, is_seen, mean_variance, prompt_square, row_square
 from finetune.tables import Design, Table, design_of
@@ -111,7 +111,7 @@ def smallest_told(
     spread = sum(square**2 / np.maximum(freedom, 1) for square, freedom in terms)
     freedom = variance**2 / np.where(spread > 0, spread, 1.0)
     freedom = np.where(spread > 0, freedom, 1.0)
-    quantiles = stats.t.isf((1 - level) / 2, freedom) + stats.t.isf(1 - POWER, freedom)
+    quantiles = special.stdtrit(freedom, (1 + level) / 2) + special.stdtrit(freedom, POWER)
     return np.asarray(quantiles * np.sqrt(variance), np.float64)
 
 

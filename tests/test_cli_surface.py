@@ -26,6 +26,7 @@ COMMANDS = {
     "train",
     "generate",
     "compare",
+    "evaluate",
     "export",
     "inspect",
     "show-config",

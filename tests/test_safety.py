@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from finetune.artifact import names_module, read_artifact, save_artifact
 from finetune.base import BaseConfig, load_base, recognise_base
-from finetune.config import CompareConfig, TrackingConfig, build_run_config, read_yaml, validate
+from finetune.compare.config import CompareConfig
+from finetune.config import TrackingConfig, build_run_config, read_yaml, validate
 from finetune.errors import ArtifactError, ConfigError
 from finetune.export.imported import attached, fit, open_source
 from finetune.families.parts import MAX_NUMBER, _numbers
@@ -303,7 +304,7 @@ def test_patterns_that_could_take_hours_are_refused() -> None:
 def test_names_in_a_configuration_stay_in_their_folder(name: str, run_values: Any) -> None:
     with pytest.raises(ConfigError, match="project"):
         validate(TrackingConfig, {"project": name}, "test")
-    from finetune.compare import method_configs
+    from finetune.compare.plan import method_runs
 
     data = {"photos": "photos", "class_noun": "dog"}
     values = {
@@ -312,7 +313,7 @@ def test_names_in_a_configuration_stay_in_their_folder(name: str, run_values: An
         "prompts": ["{subject}"],
     }
     with pytest.raises(ConfigError, match="choose another name"):
-        method_configs(validate(CompareConfig, values, "test"), load_method)
+        method_runs(validate(CompareConfig, values, "test"), load_method)
 
 
 def test_a_huge_yaml_file_is_refused_unread(tmp_path: Path) -> None:

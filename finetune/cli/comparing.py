@@ -74,18 +74,24 @@ def _compare(
     from finetune.compare.config import CompareConfig
     from finetune.compare.grid import save_grid
     from finetune.compare.measure import Scorers
+    from finetune.compare.plan import method_runs
     from finetune.compare.run import check_output, make_cells, plan
     from finetune.config import validate
     from finetune.report import write_page
     from finetune.results import write_results
+    from finetune.run import check_family
     from methods import load_method
 
     settings = validate(CompareConfig, config_values(config, overrides), str(config))
-    recognise_base(settings.base)
+    family = recognise_base(settings.base)
+    for run in method_runs(settings, load_method).values():
+        method = load_method(run.method.kind)(run.method)
+        check_family(method, family, source=run.base.source, kind=run.method.kind)
+        check_identifier(run)
     base = load_base(settings.base)
     planned = plan(settings, base, load_method)
     for run in planned.runs.values():
-        check_identifier(run)
+        check_identifier(run)  # with each subject's own noun
         warn_about_known_word(load_method(run.method.kind)(run.method), run)
     check_output(planned, overwrite=overwrite)
     scorers = Scorers.load(settings.scorers.resolved(settings.base.source))

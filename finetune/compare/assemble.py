@@ -41,11 +41,6 @@ from finetune.results import (
 from finetune.run import package_versions
 from finetune.train import training_device
 
-IDENTIFIER_REMARK = (
-    "Prompt fidelity compares each picture with its prompt in which the identifier is replaced by the class "
-    "noun: 'a photo of a sks dog' becomes 'a photo of a dog'."
-)
-
 
 def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str) -> Results:
     """The results of a comparison's cells."""
@@ -53,7 +48,7 @@ def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str)
     config = planned.config
     album = Album(config.output)
     masked = any(photo.mask is not None for s in planned.subjects for photo in s.photos)
-    cells, remarks = [], [IDENTIFIER_REMARK]
+    cells, remarks = list[Cell](), list[str]()
     for subject in planned.subjects:
         meter = SubjectMeter(scorers, album, subject.photos, subject.prompts, config.output)
         own = [cell for cell in made.cells if cell.subject == subject.name]
@@ -67,8 +62,6 @@ def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str)
         )
         remarks += reasons
         cells += [*references, *scored(own, meter, config.output)]
-    rows, failures = _rows(made)
-    remarks += failures
     remarks += odd_pictures(cells, config.output)
     draft = Results(
         title=_title(planned),
@@ -88,7 +81,7 @@ def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str)
         subjects=tuple(_subject(subject, planned) for subject in planned.subjects),
         encoders=scorers.infos(),
         scores=scorers.scores(masked=masked),
-        rows=rows,
+        rows=_rows(made),
         cells=tuple(cells),
         summaries=(),
         differences=(),
@@ -169,9 +162,9 @@ def reference_rows(*, with_base: bool) -> list[Row]:
     return [Row(name=name, kind="reference") for name in names]
 
 
-def _rows(made: Made) -> tuple[tuple[Row, ...], list[str]]:
-    """All rows, references first, and a sentence for what failed."""
-    planned, rows, remarks = made.planned, reference_rows(with_base=True), list[str]()
+def _rows(made: Made) -> tuple[Row, ...]:
+    """All rows, references first."""
+    planned, rows = made.planned, reference_rows(with_base=True)
     for name, run in planned.runs.items():
         noun = planned.config.methods[name].get("class_noun")
         tuned = made.tuned.get(name)
@@ -190,7 +183,6 @@ def _rows(made: Made) -> tuple[tuple[Row, ...], list[str]]:
         elif tuned is not None:
             why = tuned.records[0].error
             error = f"All {len(tuned.records)} trials failed, so it was not compared: {why}"
-            remarks.append(f"{name}: {error}")
         rows.append(
             Row(
                 name=name,
@@ -206,10 +198,7 @@ def _rows(made: Made) -> tuple[tuple[Row, ...], list[str]]:
     for name, by_subject in planned.artifacts.items():
         settings = {subject: str(row.path) for subject, row in by_subject.items()}
         rows.append(Row(name=name, kind="artifact", settings={"path": settings}))
-    for cell in made.cells:
-        if cell.status == "failed":
-            remarks.append(f"{cell.row} failed on {cell.subject}, seed {cell.seed}: {cell.error}")
-    return tuple(rows), remarks
+    return tuple(rows)
 
 
 def _noun_text(noun: Any) -> str:

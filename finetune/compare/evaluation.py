@@ -10,7 +10,6 @@ from typing import Any
 from data_prep.config import DataConfig
 from finetune.base import BasePipeline
 from finetune.compare.assemble import (
-    IDENTIFIER_REMARK,
     made_by,
     odd_pictures,
     reference_cells,
@@ -261,7 +260,7 @@ def _results(
         differences=(),
         curves=(),
         verdict=(),
-        remarks=(IDENTIFIER_REMARK, *reasons, *remarks, *odd_pictures(every, folder)),
+        remarks=(*reasons, *remarks, *odd_pictures(every, folder)),
         settings={"photos": wanted.photos.photos, "class_noun": class_noun},
     )
     return completed(draft)

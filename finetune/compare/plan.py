@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from data_prep.config import DataConfig
 from finetune.compare.config import BudgetConfig, CompareConfig, TuneConfig
 from finetune.compare.suite import SuiteSubject, uses_validation
 from finetune.config import (
@@ -122,23 +123,49 @@ def row_run(
     trial: Trial | None = None,
 ) -> RunConfig:
     """The run of one row on one subject at one training seed. Raises `ConfigError` with the row's name."""
+    data = subject.data.model_copy(update={"class_noun": noun_of(config, name, subject)})
+    validation: dict[str, Any] = {}
+    if uses_validation(config):
+        validation = config.validation.model_dump(mode="json")
+        validation["prompts"] = list(subject.validation)
+    run = _built(config, name, data, validation, seed, output, load_method)
+    return run if trial is None else with_trial(run, trial)
+
+
+def _built(
+    config: CompareConfig,
+    name: str,
+    data: DataConfig,
+    validation: Mapping[str, Any],
+    seed: int,
+    output: Path,
+    load_method: MethodLoader,
+) -> RunConfig:
     _check_sections(config, name)
     sections = {key: v for key, v in config.methods[name].items() if key != CLASS_NOUN}
     values = merge(config.shared, sections)
-    data = subject.data.model_dump(mode="json")
-    values["data"] = {**data, "class_noun": noun_of(config, name, subject)}
+    values["data"] = data.model_dump(mode="json")
     values["base"] = config.base.model_dump(mode="json")
     values["output"] = str(output)
-    validation = config.validation.model_dump(mode="json") if uses_validation(config) else {}
-    if validation:
-        validation["prompts"] = list(subject.validation)
-        validation["scorers"] = config.validation.scorers.model_dump(mode="json")
     values["validation"] = merge(validation, sections.get("validation", {}))
     values = merge(values, {"training": {"seed": seed}})
     run = build_run_config(values, load_method, f"methods.{name}")
-    method = load_method(run.method.kind)(run.method)
-    run = with_budget(run, config.budget, method)
-    return run if trial is None else with_trial(run, trial)
+    return with_budget(run, config.budget, load_method(run.method.kind)(run.method))
+
+
+def method_runs(config: CompareConfig, load_method: MethodLoader) -> dict[str, RunConfig]:
+    """Every row's run before any photo or base is read. Raises `ConfigError` with the row's name."""
+    taken: dict[str, object] = {}
+    for field, names in (("methods", config.methods), ("artifacts", config.artifacts)):
+        for name in names:
+            check_row_name(name, field, taken)
+            taken[name] = None
+    # A folder of subjects says what they are later.
+    data = config.data.model_copy(update={"class_noun": config.data.class_noun or "subject"})
+    return {
+        name: _built(config, name, data, {}, config.seeds[0], config.output, load_method)
+        for name in config.methods
+    }
 
 
 def pictures_per_step(run: RunConfig, method: Method) -> int:

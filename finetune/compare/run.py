@@ -30,7 +30,7 @@ from finetune.compare.identity import (
     row_identity,
 )
 from finetune.compare.pictures import Place, sampling_of, save_picture
-from finetune.compare.plan import check_nouns, check_row_name, row_run, with_trial
+from finetune.compare.plan import check_nouns, method_runs, row_run, with_trial
 from finetune.compare.suite import SuiteSubject, load_suite
 from finetune.compare.tuning import Tuned, tune_row
 from finetune.config import MethodLoader, RunConfig
@@ -71,11 +71,7 @@ class Planned:
 def plan(config: CompareConfig, base: BasePipeline, load_method: MethodLoader) -> Planned:
     """Check all of a comparison before anything is written. Raises `UserError`."""
     size = config.data.size or base.family.default_size(base.components)
-    for number, name in enumerate(config.methods):
-        check_row_name(name, "methods", dict(list(config.methods.items())[:number]))
-    for number, name in enumerate(config.artifacts):
-        taken = {**config.methods, **dict(list(config.artifacts.items())[:number])}
-        check_row_name(name, "artifacts", taken)
+    method_runs(config, load_method)
     subjects = load_suite(config, size=size)
     check_nouns(config, subjects)
     runs: dict[str, RunConfig] = {}

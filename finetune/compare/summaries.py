@@ -11,6 +11,7 @@ import numpy as np
 
 from finetune import statistics
 from finetune.checkpoint_rule import Limits, Point, Scale, overfits_from, recommended
+from finetune.differences import pair_differences, summarise
 from finetune.results import (
     FROZEN_BASE,
     REAL_PHOTOS,
@@ -24,10 +25,8 @@ from finetune.results import (
     ScoreInfo,
     Summary,
 )
-from finetune.tables import FEWEST, Table
-from finetune.verdict import References, pair_differences, verdict
-
-SHARE = "copy_share"
+from finetune.tables import Table
+from finetune.verdict import References, verdict
 
 
 def completed(results: Results) -> Results:
@@ -49,7 +48,9 @@ def completed(results: Results) -> Results:
         references=References(
             frozen_base=tables.get(FROZEN_BASE, {}),
             real_similarity={
-                key: _mean(table) for key, table in tables.get(REAL_PHOTOS, {}).items()
+                key: mean
+                for key, table in tables.get(REAL_PHOTOS, {}).items()
+                if (mean := summarise(key, table, real_photos=True).mean) is not None
             },
         ),
     )
@@ -67,7 +68,11 @@ def completed(results: Results) -> Results:
     curves = [curve for row in results.rows if (curve := curve_of(results, row)) is not None]
     changes = {
         "summaries": [
-            Summary(row=row, score=key, estimate=_summary(row, key, table)).model_dump()
+            Summary(
+                row=row,
+                score=key,
+                estimate=_estimate(summarise(key, table, real_photos=row == REAL_PHOTOS)),
+            ).model_dump()
             for row, by_score in tables.items()
             for key, table in by_score.items()
         ],
@@ -130,24 +135,6 @@ def _placed(
         for prompt, values in zip(subject.prompts, rows, strict=True)
         if prompt.template in columns and values
     ]
-
-
-def _mean(table: Table) -> float | None:
-    return statistics.interval(table).mean
-
-
-def _summary(row: str, key: str, table: Table) -> Estimate:
-    if row == REAL_PHOTOS and len(table) < FEWEST:
-        mean = statistics.interval(table).mean
-        remark = "Pairs share photos, so their scatter is no error of the mean."
-        return Estimate(
-            mean=mean,
-            num_values=int((~np.isnan(table)).sum()),
-            speaks_of="these photos",
-            remark=remark,
-        )
-    is_share = key.partition("/")[0] == SHARE
-    return _estimate(statistics.share_interval(table) if is_share else statistics.interval(table))
 
 
 def _estimate(found: statistics.Interval) -> Estimate:

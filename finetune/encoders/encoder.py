@@ -23,7 +23,7 @@ class EncoderCard:
     name: str
     """As it was asked for, without a local path: a preset, a Hub id, a folder's name."""
     source: str
-    """Where the weights came from: a Hub id, or a folder as given."""
+    """Where the weights came from: a Hub id, or a folder's name without its path."""
     kind: str
     preprocessing: str
     """In words and numbers."""

@@ -20,6 +20,7 @@ from transformers import (
     Dinov2WithRegistersModel,
     ViTModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from data_prep.transforms import crop_square, to_pixel_values
 from finetune.dual_encoder import CONFIG as DUAL_ENCODER_CONFIG
@@ -65,9 +66,20 @@ def _colors(folder: Path, mean: RGB, std: RGB) -> tuple[RGB, RGB]:
     return (found[0][0], found[0][1], found[0][2]), (found[1][0], found[1][1], found[1][2])
 
 
-def _whole(loaded: tuple[Any, dict[str, Any]], *, may_lack: Sequence[str] = ()) -> Any:
-    """The network, frozen. Raises `ArtifactError` if the file held not all its weights."""
-    model, report = loaded
+def _read(network: Any, folder: Path, *, may_lack: Sequence[str] = (), **settings: bool) -> Any:
+    """A network of transformers in float32, frozen, read quietly.
+
+    Raises `ArtifactError` if the file holds not all its weights. It may hold more: a head, a pooling layer.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, report = network.from_pretrained(
+            folder, output_loading_info=True, dtype=torch.float32, **settings
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     lacking = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(may_lack)))
     if lacking:
         raise ArtifactError(f"{len(lacking)} of its weights are missing, {lacking[0]} among them")
@@ -112,7 +124,7 @@ def load_clay_clip(folder: Path) -> Network:
 
 def load_clip(folder: Path) -> Network:
     """CLIP (Radford et al. 2021): projected embeddings of pictures and texts."""
-    model = _whole(CLIPModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32))
+    model = _read(CLIPModel, folder)
     size, context = (
         model.config.vision_config.image_size,
         model.config.text_config.max_position_embeddings,
@@ -159,18 +171,14 @@ def _class_token(model: Any, folder: Path) -> Network:
 
 def load_dino(folder: Path) -> Network:
     """DINO (Caron et al. 2021), or another ViT: the class token, not the untrained pooling on top."""
-    loaded = ViTModel.from_pretrained(
-        folder, add_pooling_layer=False, output_loading_info=True, dtype=torch.float32
-    )
-    return _class_token(_whole(loaded), folder)
+    return _class_token(_read(ViTModel, folder, add_pooling_layer=False), folder)
 
 
 def load_dinov2(folder: Path) -> Network:
     """DINOv2 (Oquab et al. 2023), with or without registers: the class token."""
     with_registers = read_json(folder / "config.json")["model_type"] != "dinov2"
     network = Dinov2WithRegistersModel if with_registers else Dinov2Model
-    loaded = network.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-    return _class_token(_whole(loaded, may_lack=("embeddings.mask_token",)), folder)
+    return _class_token(_read(network, folder, may_lack=("embeddings.mask_token",)), folder)
 
 
 KINDS = (

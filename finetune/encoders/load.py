@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from finetune.bases import EMBEDDED
 from finetune.encoders.encoder import Encoder, EncoderCard
 from finetune.encoders.names import EMBEDDED_SCORERS, PRESETS
 from finetune.errors import ArtifactError, ConfigError, did_you_mean
-from finetune.files import read_json, sha256_of
+from finetune.files import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def _parse(name: str) -> _Wanted:
     if name in EMBEDDED_SCORERS:
         return _Wanted(name, EMBEDDED / name, None, None)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return _Wanted(folder.resolve().name, folder, None, None)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
         return _Wanted(name, None, name, None)
@@ -94,11 +95,11 @@ def _weights(folder: Path, wanted: _Wanted) -> list[Path]:
     patterns = [_SAFE, _PICKLED] if wanted.kind is not None else [_SAFE]
     for pattern in patterns:
         single = folder / pattern.replace("*", "")
-        index = folder / f"{single.name}.index.json"
+        parts = sorted(folder.glob(pattern))
         if single.is_file():
             return [single]
-        if index.is_file():
-            return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        if parts and (folder / f"{single.name}.index.json").is_file():
+            return parts
     raise ArtifactError(
         f"The scorer '{wanted.name}' has no weights in {folder}: there is no model.safetensors."
     )
@@ -130,17 +131,21 @@ def load_encoder(name: str, *, device: str | torch.device = "cpu") -> Encoder:
             f"The scorer '{name}': {folder} holds an encoder of the kind '{kind.name}', but "
             f"{wanted.name} is of the kind '{wanted.kind}'."
         )
+    weights = _weights(folder, wanted)
     try:
-        weights = _weights(folder, wanted)
         network, digest = kind.load(folder), _sha256(weights)
     except ArtifactError as error:
         raise ArtifactError(f"The scorer '{name}' cannot be used: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise ArtifactError(
+            f"The scorer '{name}' cannot be used: {weights[0]} holds more than tensors, or is damaged."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(f"The scorer '{name}' cannot be read: {reason}") from error
     card = EncoderCard(
         wanted.name,
-        wanted.hub_id or (name if name in EMBEDDED_SCORERS else str(folder)),
+        wanted.hub_id or folder.resolve().name,
         kind.name,
         network.preprocessing,
         digest,

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from finetune.compare import compare
-from finetune.config import CompareConfig, validate
+from finetune.compare.config import CompareConfig
+from finetune.compare.run import make_cells, plan
+from finetune.config import validate
 from finetune.errors import ArtifactError, ConfigError
 from finetune.export import export_artifact
 from methods import load_method
@@ -54,18 +55,20 @@ def test_an_artifact_and_its_exports_make_equal_rows(
         model={"path": str(model.folder)},
         single={"path": str(single), "subject": "sks dog"},
     )
-    result = compare(config, tiny_base, load_method, announce=lambda text: None)
+    planned = plan(config, tiny_base, load_method)
+    made = make_cells(planned, tiny_base, load_method, announce=lambda text: None)
     assert tiny_base.current_fingerprint() == tiny_base.fingerprint
-    rows = {row.name: row for row in result.rows}
+    rows = {cell.row: cell for cell in made.cells}
     assert list(rows) == ["frozen base", "fresh", "lora", "kohya", "model", "single"]
     pixels = {
-        name: [image.tobytes() for column in row.images for image in column]
-        for name, row in rows.items()
+        name: [(config.output / file).read_bytes() for column in cell.pictures for file in column]
+        for name, cell in rows.items()
     }
     assert pixels["lora"] == pixels["kohya"] != pixels["frozen base"]
     assert pixels["model"] == pixels["single"] != pixels["lora"]
-    assert rows["kohya"].subject == "sks dog"
-    assert rows["kohya"].train_seconds is None
+    assert rows["kohya"].subject_phrase == "sks dog"
+    assert rows["kohya"].costs.train_seconds is None
+    assert rows["kohya"].artifact_bytes == kohya.stat().st_size
 
 
 def test_mistakes_come_out_before_anything_is_trained(
@@ -79,7 +82,7 @@ def test_mistakes_come_out_before_anything_is_trained(
 
     def refused(error: type[Exception], match: str, **artifacts: Any) -> None:
         with pytest.raises(error, match=match):
-            compare(settings(**artifacts), tiny_base, load_method, announce=lambda text: None)
+            plan(settings(**artifacts), tiny_base, load_method)
 
     refused(ConfigError, r"artifacts\.theirs\.subject is not set", theirs=row)
     refused(ConfigError, r"artifacts\.fresh: choose another name", fresh=row)

@@ -1,0 +1,365 @@
+"""A whole comparison on a tiny base: what is made, what is kept, what is refused, what may fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.compare.config import CompareConfig
+from finetune.compare.measure import Scorers
+from finetune.compare.summaries import table_of
+from finetune.config import validate
+from finetune.errors import CheckpointError
+from finetune.photos import scored_photos
+from finetune.results import FROZEN_BASE, PHOTOS_AS_OUTPUTS, REAL_PHOTOS, Results, read_results
+
+Values = Callable[..., dict[str, Any]]
+Compare = Callable[..., Results]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything that lies in a folder but for what embedding again may add."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def mean_of(results: Results, row: str, id: str) -> float:
+    (found,) = [
+        s.estimate.mean for s in results.summaries if s.row == row and s.score == f"{id}/clay-clip"
+    ]
+    assert found is not None
+    return found
+
+
+def test_every_number_is_that_of_the_pictures_on_the_disk(
+    values: Values, run_comparison: Compare, clay_scorers: Scorers, tmp_path: Path
+) -> None:
+    results = run_comparison(values())
+    assert read_results(tmp_path / "out") == results
+    assert [row.name for row in results.rows] == [
+        REAL_PHOTOS, PHOTOS_AS_OUTPUTS, FROZEN_BASE, "low", "high",
+    ]  # fmt: skip
+    encoder = clay_scorers.prompt
+    config = validate(CompareConfig, values(), "test")
+    photos = encoder.embed_images([p.image for p in scored_photos(config.data, size=16)]).double()
+
+    def embedded(row: str, prompt: int) -> torch.Tensor:
+        (cell,) = results.cells_of(row)
+        images = [Image.open(tmp_path / "out" / name) for name in cell.pictures[prompt]]
+        return encoder.embed_images(images).double()
+
+    for row in ("low", "high", FROZEN_BASE):
+        (cell,) = results.cells_of(row)
+        for prompt, text in enumerate(["a dog on the beach", "a dog at night"]):
+            own = embedded(row, prompt)
+            expected = (own @ photos.T).mean(1)
+            np.testing.assert_allclose(
+                cell.scores["subject_fidelity/clay-clip"][prompt], expected, atol=2e-6
+            )
+            meant = own @ encoder.embed_texts([text]).double().T
+            np.testing.assert_allclose(
+                cell.scores["prompt_fidelity/clay-clip"][prompt], meant[:, 0], atol=2e-6
+            )
+            nearest = (own @ photos.T).max(1).values
+            np.testing.assert_allclose(cell.scores["copy/clay-clip"][prompt], nearest, atol=2e-6)
+            (spread,) = cell.scores["diversity/clay-clip"][prompt]
+            assert spread == pytest.approx(float(1 - own[0] @ own[1]), abs=2e-6)
+        for prompt in (2, 3):
+            own, base = embedded(row, prompt), embedded(FROZEN_BASE, prompt)
+            np.testing.assert_allclose(
+                cell.scores["drift/clay-clip"][prompt], 1 - (own * base).sum(1), atol=2e-6
+            )
+        assert cell.scores["subject_fidelity/clay-clip"][2:] == ((), ())
+        assert [len(rows) for rows in cell.scores["class_leak/clay-clip"]] == [0, 0, 2, 0]
+    assert mean_of(results, FROZEN_BASE, "drift") == 0
+    assert mean_of(results, PHOTOS_AS_OUTPUTS, "copy") == 1
+    similarity = photos @ photos.T
+    others = (similarity.sum() - similarity.diagonal().sum()) / 6
+    assert mean_of(results, REAL_PHOTOS, "subject_fidelity") == pytest.approx(
+        float(others), abs=2e-6
+    )
+    # What methods learn from differs, what their pictures start from does not.
+    seeds = {cell.noise_seeds for cell in results.cells if cell.noise_seeds}
+    assert len(seeds) == 1
+    assert len({seed for line in seeds.pop() for seed in line}) == 8
+    assert results.cells_of("high")[0].costs.train_seconds is not None
+
+
+def test_a_finished_comparison_is_only_read_and_rows_and_seeds_can_be_added(
+    values: Values, run_comparison: Compare, tmp_path: Path
+) -> None:
+    first = run_comparison(values())
+    before, said = files(tmp_path / "out"), list[str]()
+    again = run_comparison(values(), said=said)
+    assert said == []
+    assert again.without_times() == first.without_times()
+    same = {k: v for k, v in files(tmp_path / "out").items() if k != "results.json"}
+    assert same == {k: v for k, v in before.items() if k != "results.json"}
+    added = {"methods": {"third": {"method": {"kind": "lora", "rank": 4}}}, "seeds": [0, 5]}
+    more = run_comparison(values(**added), said=said)
+    assert sorted(said) == [
+        "rex, seed 0: third", "rex, seed 5: frozen base", "rex, seed 5: high", "rex, seed 5: low",
+        "rex, seed 5: third",
+    ]  # fmt: skip
+    kept = {cell.row: cell for cell in first.cells}
+    assert all(kept[c.row] == c for c in more.cells if c.seed == 0 and c.row in kept)
+    score = more.score("subject_fidelity")
+    assert score is not None
+    table = table_of(more, "low", score)
+    assert table is not None
+    assert table.shape == (1, 2, 2, 2)
+    assert not np.isnan(table).any()
+    # Another training seed is another noise, too.
+    low = more.cells_of("low")
+    assert {*sum(low[0].noise_seeds, ())}.isdisjoint({*sum(low[1].noise_seeds, ())})
+
+
+def test_anything_else_that_changed_is_refused_by_name_and_nothing_is_touched(
+    values: Values, run_comparison: Compare, suite_folder: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(suite_folder / "rex", photos)
+    given = values(data={"photos": str(photos)}, seeds=[0, 1])
+    run_comparison(given)
+    before = files(tmp_path / "out")
+
+    def refused(match: str, changed: dict[str, Any]) -> None:
+        with pytest.raises(CheckpointError, match=match) as caught:
+            run_comparison(changed)
+        assert "--overwrite" in str(caught.value)
+        assert files(tmp_path / "out") == before
+
+    def changed(**sections: Any) -> dict[str, Any]:
+        return values(data={"photos": str(photos)}, **{"seeds": [0, 1], **sections})
+
+    refused(r"rows\.low\.photos\.method\.rank: 2 → 3", changed(
+        methods={"low": {"method": {"rank": 3}}}))  # fmt: skip
+    refused("num_images: 2 → 3", changed(num_images=3))
+    refused(r"subjects\.photos\.prompts", changed(prompts=["a {subject}"]))
+    refused(r"sampling\.num_steps: 2 → 3", changed(shared={"sampling": {"num_steps": 3}}))
+    refused("the training seed 1 is gone", changed(seeds=[0]))
+    without = changed()
+    del without["methods"]["high"]
+    refused("the row high is gone", without)
+    (photos / "0.txt").write_text("a {subject} on a ramp")
+    refused("the caption of 0.png has changed", changed())
+    (photos / "0.txt").unlink()
+    Image.new("RGB", (20, 20), "red").save(photos / "3.png")
+    refused("the photo 3.png is new", changed())
+    Image.new("RGB", (20, 20), "blue").save(photos / "1.png")
+    (photos / "3.png").unlink()
+    refused("the photo 1.png has changed", changed())
+    shutil.copy(suite_folder / "rex" / "1.png", photos / "1.png")
+    run_comparison(changed())
+
+
+def test_overwrite_deletes_comparisons_only_and_after_all_checks(
+    values: Values, run_comparison: Compare, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match="holds no comparison that could go on"):
+        run_comparison(values())
+    with pytest.raises(CheckpointError, match="--overwrite will not delete it"):
+        run_comparison(values(), overwrite=True)
+    assert (out / "thesis.txt").read_text() == "precious"
+    (out / "thesis.txt").unlink()
+    run_comparison(values())
+    before = files(out)
+    from finetune.errors import DataError
+
+    with pytest.raises(DataError, match="samples.prompts"):
+        run_comparison(
+            values(methods={"high": {"samples": {"every": 1, "prompts": ["a {foo}"]}}}),
+            overwrite=True,
+        )
+    assert files(out) == before
+    other = run_comparison(values(num_images=1), overwrite=True)
+    assert other.num_images == 1
+    assert not (out / "cells" / "low" / "rex" / "seed-0" / "pictures" / "00-01.png").exists()
+
+
+def test_a_row_that_fails_is_named_and_the_others_finish(
+    values: Values, run_comparison: Compare, tmp_path: Path
+) -> None:
+    """A learning rate of 1e30 makes numbers overflow in the second step."""
+    training = {"num_steps": 6, "max_non_finite_steps": 2}
+    broken = {"method": {"kind": "lora", "learning_rate": 1e30}, "training": training}
+    methods = {"broken": broken, "last": {"method": {"kind": "lora", "rank": 1}}}
+    results = run_comparison(values(methods=methods))
+    (failed,) = results.failed
+    assert failed.row == "broken"
+    assert "not finite in 2 steps in a row" in str(failed.error)
+    assert failed.pictures == ()
+    assert {cell.row for cell in results.cells if cell.status == "finished"} >= {"low", "last"}
+    assert not any("broken" in (pair.row, pair.other) for pair in results.differences)
+    assert (tmp_path / "out/cells/broken/rex/seed-0/error.txt").read_text().startswith("Traceback")
+    said: list[str] = []
+    run_comparison(values(methods=methods), said=said)
+    assert said == []  # what failed stays failed
+    run_comparison(values(methods=methods), said=said, retry_failed=True)
+    assert said[0] == "rex, seed 0: broken"
+    assert "failed on rex" in said[1]
+
+
+def test_subjects_of_different_kinds_and_a_single_photo_leave_holes_not_errors(
+    values: Values, run_comparison: Compare, suite_folder: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text(
+        "live:\n  - a {subject} at sea\n  - a {subject} in a hat\n"
+        "object:\n  - a {subject} at sea\n  - a {subject} on a rug\n  - a red {subject}\n"
+    )
+    data = {"photos": str(suite_folder), "class_noun": None}
+    given = values(data=data, prompts=str(prompts))
+    del given["methods"]["high"]
+    results = run_comparison(given)
+    score = results.score("subject_fidelity")
+    assert score is not None
+    table = table_of(results, "low", score)
+    assert table is not None
+    assert np.isnan(table[:, 0, :, 0]).tolist() == [
+        [False, False, True, True],
+        [False, True, False, False],
+    ]
+    assert "cup: There is one photo; similarity among photos needs two." in results.remarks
+    assert [c.subject for c in results.cells_of(REAL_PHOTOS) if c.scores] == ["rex"]
+
+
+def test_tuning_tries_each_row_equally_often_and_ranks_what_it_chose(
+    values: Values, run_comparison: Compare, tmp_path: Path
+) -> None:
+    tune = {"trials": 2, "learning_rate_factors": [0.5, 2.0], "num_steps": [1]}
+    given = values(
+        tune=tune,
+        validation={"num_images": 2, "scorers": {"subject": ["clay-clip"], "prompt": "clay-clip"}},
+    )
+    given["methods"]["broken"] = {
+        "method": {"kind": "lora", "learning_rate": 1e30},
+        "training": {"max_non_finite_steps": 1},
+    }
+    given["tune"]["num_steps"] = [3]
+    results = run_comparison(given)
+    rows = {row.name: row for row in results.rows}
+    for name, rate in (("low", 1e-3), ("high", 1e-2)):
+        row = rows[name]
+        tried = [trial.settings["method.learning_rate"] for trial in row.trials]
+        assert tried == pytest.approx([0.5 * rate, 2 * rate])
+        assert row.chosen_trial is not None
+        chosen = row.trials[row.chosen_trial]
+        assert row.settings["method"]["learning_rate"] == chosen.settings["method.learning_rate"]
+        assert row.settings["training"]["num_steps"] == 3
+        allowed = [trial for trial in row.trials if trial.allowed]
+        if allowed:
+            best = max(allowed, key=lambda t: t.scores["subject_fidelity/clay-clip"] or 0)
+            assert chosen == best
+        config = tmp_path / "out" / "cells" / name / "rex" / "seed-0" / "run" / "config.yaml"
+        assert f"learning_rate: {chosen.settings['method.learning_rate']}" in config.read_text()
+    assert rows["broken"].chosen_trial is None
+    assert {trial.status for trial in rows["broken"].trials} == {"failed"}
+    assert "All 2 trials failed" in str(rows["broken"].error)
+    assert results.cells_of("broken") == ()
+    assert not list((tmp_path / "out" / "tuning").rglob("*.safetensors"))
+    said: list[str] = []
+    run_comparison(given, said=said)
+    assert said == []
+
+
+def test_curves_are_of_validation_prompts_and_say_where_overfitting_begins(
+    values: Values, run_comparison: Compare, tmp_path: Path
+) -> None:
+    scorers = {"subject": ["clay-clip"], "prompt": "clay-clip"}
+    limits = {"max_drift": 1e-9}
+    given = values(
+        shared={"training": {"num_steps": 4}},
+        validation={"every": 2, "scorers": scorers, "limits": limits},
+    )
+    results = run_comparison(given)
+    (low,) = results.cells_of("low")
+    assert [point.step for point in low.curve] == [2, 4]
+    names = [name for point in low.curve for row in point.pictures for name in row]
+    assert len(names) == 2 * 4 * 2
+    assert all((tmp_path / "out" / name).is_file() for name in names)
+    curve = next(curve for curve in results.curves if curve.row == "high")
+    assert curve.steps == (2, 4)
+    # Any drift at all breaks the limit: everything counts as overfitted, nothing is recommended.
+    assert (curve.recommended_step, curve.overfits_from) == (None, 2)
+    assert results.rule is not None
+    assert results.rule.limits["max_drift"] == 1e-9
+
+
+def kill_at_write(place: int, folder: Path) -> None:
+    """Have this process killed at the `place`-th time that it opens to write, or renames, under `folder`."""
+    count = 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        opens = event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        if (opens or event == "os.rename") and str(arguments[0]).startswith(str(folder)):
+            count += 1
+            if count == place:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+@pytest.mark.slow
+def test_a_comparison_killed_three_times_ends_as_an_unbroken_one(
+    values: Values, run_comparison: Compare, tiny_base: Any, tmp_path: Path
+) -> None:
+    """Killed with SIGKILL at random writes; results.json agrees in every byte but times."""
+    torch.set_num_threads(1)  # threads do not survive a fork
+    scorers = {"subject": ["clay-clip"], "prompt": "clay-clip"}
+    common = {
+        "shared": {"training": {"num_steps": 6, "checkpoint_every": 2}},
+        "validation": {"every": 2, "keep": "recommended", "scorers": scorers},
+    }
+    whole = run_comparison(values(output=str(tmp_path / "whole"), **common))
+    broken = values(output=str(tmp_path / "broken"), **common)
+    rng, reached = random.Random(0), list[int]()
+    for _ in range(3):
+        place = rng.randrange(10, 80)
+        child = os.fork()
+        if child == 0:
+            try:
+                kill_at_write(place, tmp_path / "broken")
+                run_comparison(broken)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "it was done before it was killed"
+        reached.append(len(list((tmp_path / "broken").rglob("*.png"))))
+    assert reached == sorted(reached)
+    assert 0 < reached[-1] < len(list((tmp_path / "whole").rglob("*.png")))
+    again = run_comparison(broken)
+    texts = [json.dumps(results.without_times()) for results in (whole, again)]
+    assert texts[0] == texts[1]
+    names = [name for cell in whole.cells for row in cell.pictures for name in row]
+    assert len(names) > 20
+    for name in names:
+        same = [(tmp_path / folder / name).read_bytes() for folder in ("whole", "broken")]
+        assert same[0] == same[1], name
+
+
+def test_a_network_called_like_another_is_refused(tmp_path: Path) -> None:
+    from finetune.encoders import ScorersConfig
+    from finetune.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="two networks are called clay-clip"):
+        Scorers.load(ScorersConfig(subject=("clay-clip", "clay-clip"), prompt="clay-clip"))

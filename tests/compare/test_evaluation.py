@@ -1,0 +1,169 @@
+"""Pictures that any tool made: how their names are read, what they score, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.config import DataConfig
+from finetune.compare.evaluation import Wanted, evaluated
+from finetune.compare.folders import find_pictures, prompts_of
+from finetune.compare.measure import Scorers
+from finetune.errors import CheckpointError, ConfigError, DataError
+from finetune.generate import SamplingConfig, generate
+from finetune.results import FROZEN_BASE, Results
+
+TEMPLATES = ("a {subject} on the beach", "a {subject} at night", "a photo of a {class}", "a car")
+PROMPTS = prompts_of(TEMPLATES, "dog")
+Fill = Callable[..., Path]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Fill:
+    """A folder of pictures by these names, each another."""
+
+    def fill(name: str, *names: str, size: int = 16) -> Path:
+        folder = tmp_path / name
+        for number, file in enumerate(names):
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+        return folder
+
+    return fill
+
+
+def test_names_tell_prompt_and_seed(pictures: Fill) -> None:
+    def read(folder: Path) -> list[list[tuple[str, int | None]]]:
+        table = find_pictures(folder, PROMPTS)
+        return [[(p.path.relative_to(folder).as_posix(), p.seed) for p in row] for row in table]
+
+    flat = pictures("flat", "00-0007.png", "00-0003.png", "1-x.jpg", "03-1.png", "grid.png")
+    assert read(flat) == [
+        [("00-0003.png", 3), ("00-0007.png", 7)], [("1-x.jpg", None)], [], [("03-1.png", 1)],
+    ]  # fmt: skip
+    nested = pictures("nested", "00 beach/0012.png", "02/a.png")
+    assert read(nested) == [[("00 beach/0012.png", 12)], [], [("02/a.png", None)], []]
+    listed = pictures("listed", "x.png", "y.png")
+    rows = [
+        {"file_name": "x.png", "prompt": "a dog at night", "seed": 4},
+        {"file_name": "y.png", "prompt": 0},
+    ]
+    (listed / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert read(listed) == [[("y.png", None)], [("x.png", 4)], [], []]
+
+
+def test_pictures_that_cannot_be_placed_are_named(pictures: Fill, tmp_path: Path) -> None:
+    def refused(match: str, folder: Path) -> None:
+        with pytest.raises(DataError, match=match):
+            find_pictures(folder, PROMPTS)
+
+    refused("is no folder", tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    refused("holds no pictures", tmp_path / "empty")
+    refused("beach.png does not tell which prompt", pictures("odd", "beach.png"))
+    refused("09-0.png is of prompt 9, but there are only 4", pictures("many", "09-0.png"))
+    refused(r"no picture of a prompt with \{subject\}", pictures("others", "02-0.png"))
+    listed = pictures("listed", "x.png")
+    for row, match in (
+        ({"prompt": 0}, "line 1: expected file_name"),
+        ({"file_name": "x.png", "prompt": "a cat"}, "line 1: the prompt 'a cat' is none"),
+        ({"file_name": "../out.png", "prompt": 0}, "line 1: there is no picture"),
+        ({"file_name": "x.png", "prompt": 0, "seed": "7"}, "line 1: seed is '7'"),
+    ):
+        (listed / "metadata.jsonl").write_text(json.dumps(row))
+        refused(match, listed)
+
+
+@pytest.fixture
+def evaluate(suite_folder: Path, clay_scorers: Scorers, tmp_path: Path) -> Callable[..., Results]:
+    def run(folders: dict[str, Path], *, base: Any = None, **options: Any) -> Results:
+        wanted = Wanted(
+            folders=folders,
+            photos=DataConfig(photos=str(suite_folder / "rex"), class_noun="dog"),
+            prompts=PROMPTS,
+            base_pictures=options.pop("base_pictures", None),
+        )
+        return evaluated(
+            wanted,
+            options.pop("output", tmp_path / "scores"),
+            scorers=clay_scorers,
+            base=base,
+            sampling=SamplingConfig(num_steps=2, scheduler="ddim"),
+            command="finetune evaluate",
+        )
+
+    return run
+
+
+NAMES = ("00-1.png", "00-2.png", "01-1.png", "02-1.png", "03-1.png")
+
+
+def test_the_base_s_own_pictures_have_no_drift_from_it(
+    evaluate: Callable[..., Results], tiny_base: Any, pictures: Fill, tmp_path: Path
+) -> None:
+    """What `finetune generate` would write with the frozen base, and something else beside it."""
+    own, other = tmp_path / "own", pictures("other", *NAMES)
+    own.mkdir()
+    prompts = [PROMPTS[int(name[:2])].text for name in NAMES]
+    seeds = [int(name[3]) for name in NAMES]
+    sampling = SamplingConfig(num_steps=2, scheduler="ddim")
+    for name, image in zip(NAMES, generate(tiny_base, prompts, seeds, sampling), strict=True):
+        image.save(own / name)
+    results = evaluate({"own": own, "other": other}, base=tiny_base)
+    cells = {cell.row: cell for cell in results.cells}
+    assert cells["own"].scores["drift/clay-clip"] == ((), (), (0.0,), (0.0,))
+    assert cells["own"].scores == cells[FROZEN_BASE].scores
+    (drifted,) = cells["other"].scores["drift/clay-clip"][3]
+    assert drifted is not None
+    assert drifted > 0.01
+    assert cells["own"].noise_seeds == cells[FROZEN_BASE].noise_seeds == ((1, 2), (1,), (1,), (1,))
+    assert results.base is not None
+    assert results.base.fingerprint == tiny_base.fingerprint
+    # Given as pictures, the same base gives the same numbers.
+    given = evaluate({"other": other}, base_pictures=own, output=tmp_path / "given")
+    assert given.base is None
+    assert {c.row: c for c in given.cells}["other"].scores == cells["other"].scores
+
+
+def test_scores_without_a_base_leave_out_what_is_a_difference(
+    evaluate: Callable[..., Results], pictures: Fill, tmp_path: Path
+) -> None:
+    results = evaluate({"mine": pictures("mine", "00-1.png", "01-1.png", size=24)})
+    assert {row.name for row in results.rows} == {"real photos", "photos as outputs", "mine"}
+    measured = {s.score for s in results.summaries if s.row == "mine"}
+    assert measured == {
+        f"{id}/clay-clip" for id in ("subject_fidelity", "prompt_fidelity", "copy", "copy_share")
+    }
+    before = (tmp_path / "scores" / "results.json").read_bytes()
+    with pytest.raises(CheckpointError, match="written over nothing"):
+        evaluate({"mine": tmp_path / "mine"})
+    assert (tmp_path / "scores" / "results.json").read_bytes() == before
+
+
+def test_pictures_of_several_sizes_are_remarked_upon(
+    evaluate: Callable[..., Results], pictures: Fill
+) -> None:
+    rows = {"large": pictures("large", "00-1.png", size=32), "small": pictures("small", "00-1.png")}
+    remarks = evaluate(rows).remarks
+    assert any("large: 32 × 32; small: 16 × 16" in remark for remark in remarks)
+
+
+def test_seeds_that_do_not_fit_are_refused(
+    evaluate: Callable[..., Results], pictures: Fill, tiny_base: Any, tmp_path: Path
+) -> None:
+    one, two = pictures("one", "00-1.png"), pictures("two", "00-2.png")
+    with pytest.raises(ConfigError, match="both of prompt 0, have other seeds"):
+        evaluate({"one": one, "two": two})
+    with pytest.raises(ConfigError, match=r"x\.png of mine does not tell its seed"):
+        evaluate({"mine": pictures("mine", "00-x.png")}, base=tiny_base)
+    with pytest.raises(ConfigError, match=r"row\.frozen base: choose another name"):
+        evaluate({"frozen base": one})
+    assert not (tmp_path / "scores").exists()
