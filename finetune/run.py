@@ -38,7 +38,8 @@ from finetune.provenance import check_allowed, check_config
 from finetune.seeding import derive_seed
 from finetune.speed import check_speed
 from finetune.train import TrainResult, is_main_process, train, training_device
-from finetune.validation import Judges, Validation, Yardstick
+from finetune.validation import Validation
+from finetune.yardstick import Judges, Yardstick
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "safetensors")
 

@@ -75,7 +75,8 @@ def _compare(
     from finetune.compare.grid import save_grid
     from finetune.compare.measure import Scorers
     from finetune.compare.plan import method_runs
-    from finetune.compare.run import check_output, make_cells, plan
+    from finetune.compare.planned import plan
+    from finetune.compare.run import check_output, make_cells
     from finetune.config import validate
     from finetune.report import write_page
     from finetune.results import write_results

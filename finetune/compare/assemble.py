@@ -16,7 +16,8 @@ from finetune.base import BasePipeline
 from finetune.compare.measure import Album, Scorers, SubjectMeter
 from finetune.compare.pictures import open_picture
 from finetune.compare.plan import budget_text
-from finetune.compare.run import Made, Planned, photo_files
+from finetune.compare.planned import Planned
+from finetune.compare.run import Made, photo_files
 from finetune.compare.suite import SuiteSubject, uses_validation
 from finetune.compare.summaries import completed
 from finetune.guards import remarks_on_pictures

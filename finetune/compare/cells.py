@@ -30,7 +30,8 @@ from finetune.interrupt import exit_code
 from finetune.method import Method
 from finetune.results import Cell, Costs, CurvePoint
 from finetune.run import RunFolder, prepare_folder, prepare_training, run_training
-from finetune.validation import Judges, Validation, Yardstick
+from finetune.validation import Validation
+from finetune.yardstick import Judges, Yardstick
 
 CELL, TRAINED, TRACEBACK = "cell.json", "trained.json", "error.txt"
 

@@ -13,7 +13,8 @@ from PIL import Image
 from finetune.compare.assemble import assembled
 from finetune.compare.config import CompareConfig
 from finetune.compare.measure import Scorers
-from finetune.compare.run import make_cells, plan
+from finetune.compare.planned import plan
+from finetune.compare.run import make_cells
 from finetune.config import merge, validate
 from finetune.results import Results, write_results
 from methods import load_method

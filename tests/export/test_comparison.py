@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from finetune.compare.config import CompareConfig
-from finetune.compare.run import make_cells, plan
+from finetune.compare.planned import plan
+from finetune.compare.run import make_cells
 from finetune.config import validate
 from finetune.errors import ArtifactError, ConfigError
 from finetune.export import export_artifact
