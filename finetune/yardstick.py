@@ -1,4 +1,4 @@
-"""What validation pictures of one subject are held against: photos, prompts, the frozen base's own pictures."""
+"""What validation pictures of one subject are held against: its photos, the prompts, the frozen base."""
 
 from __future__ import annotations
 
