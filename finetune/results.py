@@ -22,7 +22,8 @@ from finetune.files import read_json, write_text
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
 FROZEN_BASE, REAL_PHOTOS, PHOTOS_AS_OUTPUTS = "frozen base", "real photos", "photos as outputs"
-REFERENCE_ROWS = (FROZEN_BASE, REAL_PHOTOS, PHOTOS_AS_OUTPUTS)
+REFERENCE_ROWS = (REAL_PHOTOS, PHOTOS_AS_OUTPUTS, FROZEN_BASE)
+"""In the order in which they stand before other rows."""
 
 
 def _rounded(value: Any) -> Any:

@@ -25,6 +25,7 @@ from finetune.results import (
     FROZEN_BASE,
     PHOTOS_AS_OUTPUTS,
     REAL_PHOTOS,
+    REFERENCE_ROWS,
     BaseInfo,
     Budget,
     Cell,
@@ -159,7 +160,7 @@ def odd_pictures(cells: Sequence[Cell], root: Path) -> list[str]:
 
 def reference_rows(*, with_base: bool) -> list[Row]:
     """The rows that every comparison has."""
-    names = [REAL_PHOTOS, PHOTOS_AS_OUTPUTS, *([FROZEN_BASE] if with_base else [])]
+    names = [name for name in REFERENCE_ROWS if with_base or name != FROZEN_BASE]
     return [Row(name=name, kind="reference") for name in names]
 
 

@@ -21,6 +21,7 @@ from finetune.compare.config import CompareConfig
 from finetune.compare.measure import Scorers
 from finetune.compare.summaries import table_of
 from finetune.config import validate
+from finetune.encoders import hide_background
 from finetune.errors import CheckpointError
 from finetune.photos import scored_photos
 from finetune.results import FROZEN_BASE, PHOTOS_AS_OUTPUTS, REAL_PHOTOS, Results, read_results
@@ -355,6 +356,42 @@ def test_a_comparison_killed_three_times_ends_as_an_unbroken_one(
     for name in names:
         same = [(tmp_path / folder / name).read_bytes() for folder in ("whole", "broken")]
         assert same[0] == same[1], name
+
+
+def test_masks_make_a_score_of_their_own_and_artifacts_need_not_be_kept(
+    values: Values,
+    run_comparison: Compare,
+    clay_scorers: Scorers,
+    suite_folder: Path,
+    tmp_path: Path,
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(suite_folder / "rex", photos)
+    (photos / "mask").mkdir()
+    left = np.zeros((20, 20), np.uint8)
+    left[:, :10] = 255
+    Image.fromarray(left).save(photos / "mask" / "0.png")
+    given = values(data={"photos": str(photos)}, keep_artifacts=False)
+    del given["methods"]["high"]
+    results = run_comparison(given)
+    assert [photo.masked for photo in results.subjects[0].photos] == [True, False, False]
+    (cell,) = results.cells_of("low")
+    encoder = clay_scorers.prompt
+    config = validate(CompareConfig, given, "test")
+    photo = scored_photos(config.data, size=16)[0]
+    assert photo.mask is not None
+    bare = encoder.embed_images([hide_background(photo.image, photo.mask)]).double()
+    made = [Image.open(tmp_path / "out" / name) for name in cell.pictures[0]]
+    expected = (encoder.embed_images(made).double() @ bare.T)[:, 0]
+    found = cell.scores["subject_fidelity_masked/clay-clip"][0]
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    run = tmp_path / "out" / "cells" / "low" / "photos" / "seed-0" / "run"
+    assert (run / "config.yaml").is_file()
+    assert not (run / "artifact").exists()
+    assert cell.artifact_bytes is not None
+    said: list[str] = []
+    assert run_comparison(given, said=said).without_times() == results.without_times()
+    assert said == []
 
 
 def test_a_network_called_like_another_is_refused(tmp_path: Path) -> None:
