@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,9 +59,11 @@ class ToyStage:
     """A linear map learns another one: the smallest thing that `run_stage` trains."""
 
     name = "toy"
+    made_of: ClassVar[dict[str, str]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, config: StageConfig) -> None:
         torch.manual_seed(0)
+        self.config = config
         self.modules = torch.nn.ModuleDict({"map": torch.nn.Linear(64, 64)})
 
     def loss(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -72,12 +74,15 @@ class ToyStage:
     def sample(self, path: Path) -> None:
         path.write_bytes(b"a picture")
 
+    def save(self, folder: Path) -> None:
+        (folder / "networks").write_bytes(b"a network")
+
 
 def pretrain(folder: Path) -> None:
     config = StageConfig(
         num_steps=5 * NUM_STEPS, batch_size=16, learning_rate=1e-2, checkpoint_every=EVERY
     )
-    for step in run_stage(ToyStage(), config, folder):
+    for step in run_stage(ToyStage(config), folder):
         (folder / "steps").write_text(str(step))
 
 

@@ -354,7 +354,7 @@ def test_comparison_row_with_a_mistake_is_named(tmp_path: Path) -> None:
 def test_unknown_stage(tmp_path: Path) -> None:
     message = refusal("pretrain", tmp_path / "x.yaml", "--stage", "vae")
     assert message == (
-        "--stage: 'vae' is not one of autoencoder, contrast, denoiser, assemble, all."
+        "--stage: 'vae' is not one of autoencoder, contrast, judge, denoiser, decoder, assemble, all."
     )
 
 
@@ -684,3 +684,13 @@ def test_a_signal_outside_the_loop_ends_in_good_order(capsys: pytest.CaptureFixt
         assert caught.value.exit_code == code
         assert "Stopped." in capsys.readouterr().err
     assert unwound == [signal.SIGINT, signal.SIGTERM]
+
+
+def test_stages_and_groups_are_refused_by_name(tmp_path: Path) -> None:
+    recipe = Path(__file__).resolve().parents[1] / "configs" / "clay" / "pretrain.yaml"
+    assert "run --stage autoencoder" in refusal(
+        "pretrain", recipe, f"work_folder={tmp_path}", "--stage", "denoiser"
+    )
+    assert "'others' is not one of examples" in refusal(
+        "clay", "subjects", tmp_path, "--group", "others"
+    )

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from finetune.encoders import (
     EMBEDDED_CLIP,
@@ -38,10 +39,11 @@ def picture(width: int, height: int, *, seed: int = 0) -> Image.Image:
 PICTURES = [picture(60, 60), picture(80, 60, seed=1), picture(31, 47, seed=2)]
 
 
-def tiny_clip() -> Any:
+def tiny_clip(tokenizer: CLIPTokenizer) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
-    text = {"vocab_size": 700, "bos_token_id": 667, "eos_token_id": 668, "pad_token_id": 668}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    text = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
     sizes = {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -89,9 +91,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     root = tmp_path_factory.mktemp("encoders")
     torch.manual_seed(0)
-    clip = tiny_clip()
-    clip.save_pretrained(root / "clip")
     tokenizer = build_tokenizer(all_words())
+    tiny_clip(tokenizer).save_pretrained(root / "clip")
     tokenizer.save_pretrained(root / "clip")
     for kind in ("dino", "dinov2", "registers"):
         tiny_vit(kind).save_pretrained(root / kind)

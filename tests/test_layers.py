@@ -39,6 +39,7 @@ FENCES: dict[str, tuple[str, ...]] = {
         "finetune/generate.py",
         "finetune/encoders/",
         "finetune/dual_encoder.py",
+        "finetune/judge.py",
     ),
     "peft": ("methods/", "finetune/artifact.py"),
     "accelerate": ("finetune/train.py", "finetune/tracking.py"),

@@ -1,7 +1,8 @@
 """Folders of captioned clay pictures, rendered in parallel, resumable, the same for the same seed.
 
 Writes `images/*.jpg` and `metadata.jsonl` (the Hugging Face "imagefolder" layout: `file_name`, `text`,
-and the true attributes). Work is cut into shards; a finished shard is never rendered again.
+and the true attributes). Work is cut into shards; a finished shard is never rendered again, a broken one
+is named and rendered anew.
 """
 
 from __future__ import annotations
@@ -10,22 +11,30 @@ import json
 import multiprocessing
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_prep.clay import world
-from data_prep.clay.render import build_model, encode_jpeg, render
+from data_prep.errors import DataError
 
 VIEWS_PER_IDENTITY = 3
 CAPTIONS_PER_PICTURE = 4
 _IDENTITIES_PER_SHARD = 32
+PICTURES_PER_SHARD = VIEWS_PER_IDENTITY * _IDENTITIES_PER_SHARD
 
 
-def identity_rng(seed: int, index: int) -> random.Random:
-    """The source of identity number `index` of the world `seed`, and of its views."""
-    return random.Random(f"clay {seed} {index}")
+def draw(seed: int, index: int) -> tuple[world.Identity, list[tuple[world.View, list[str]]]]:
+    """Identity number `index` of the world `seed`, and its views with their captions."""
+    rng = random.Random(f"clay {seed} {index}")
+    identity = world.sample_identity(rng)
+    views = []
+    for _ in range(VIEWS_PER_IDENTITY):
+        view = world.sample_view(rng, identity)
+        captions = [world.caption(identity, view, rng) for _ in range(CAPTIONS_PER_PICTURE)]
+        views.append((view, captions))
+    return identity, views
 
 
 def describe(identity: world.Identity, view: world.View) -> dict[str, Any]:
@@ -33,6 +42,7 @@ def describe(identity: world.Identity, view: world.View) -> dict[str, Any]:
     return {
         "style": view.style,
         "place": view.place,
+        "time": view.time,
         "accessory": view.accessory,
         "identity": identity.to_dict(),
         "view": asdict(view),
@@ -40,17 +50,16 @@ def describe(identity: world.Identity, view: world.View) -> dict[str, Any]:
 
 
 def _render_shard(job: tuple[Path, int, range]) -> int:
+    from data_prep.clay.render import build_model, encode_jpeg, render
+
     folder, seed, indices = job
     rows = []
     for index in indices:
-        rng = identity_rng(seed, index)
-        identity = world.sample_identity(rng)
+        identity, views = draw(seed, index)
         model = build_model(identity)
-        for number in range(VIEWS_PER_IDENTITY):
-            view = world.sample_view(rng, identity)
+        for number, (view, captions) in enumerate(views):
             name = f"images/{index * VIEWS_PER_IDENTITY + number:06d}.jpg"
             (folder / name).write_bytes(encode_jpeg(render(model, view)))
-            captions = [world.caption(identity, view, rng) for _ in range(CAPTIONS_PER_PICTURE)]
             rows.append(
                 {
                     "file_name": name,
@@ -61,38 +70,98 @@ def _render_shard(job: tuple[Path, int, range]) -> int:
                 }
             )
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    partial = folder / "shards" / f"{indices.start:06d}.partial"
-    partial.write_text(text)
+    partial = _shard(folder, indices.start).with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
     partial.rename(partial.with_suffix(".jsonl"))
     return len(rows)
 
 
+def _shard(folder: Path, start: int) -> Path:
+    return folder / "shards" / f"{start:06d}.jsonl"
+
+
+def _fault(shard: Path, folder: Path) -> str | None:
+    """What is wrong with a finished shard; None where nothing is."""
+    try:
+        rows = [json.loads(line) for line in shard.read_text("utf-8").splitlines()]
+        names = [row["file_name"] for row in rows]
+    except (ValueError, KeyError, TypeError):
+        return "is not what was written"
+    if len(names) != PICTURES_PER_SHARD:
+        return f"lists {len(names)} pictures instead of {PICTURES_PER_SHARD}"
+    for name in names:
+        picture = folder / name
+        if not picture.is_file() or picture.stat().st_size == 0:
+            return f"lists {name}, which is missing or empty"
+    return None
+
+
+def _still_to_render(
+    folder: Path, jobs: list[tuple[Path, int, range]], warn: Callable[[str], None]
+) -> list[tuple[Path, int, range]]:
+    missing = []
+    for job in jobs:
+        shard = _shard(folder, job[2].start)
+        if not shard.is_file():
+            missing.append(job)
+        elif fault := _fault(shard, folder):
+            warn(f"{shard} {fault}; its pictures are rendered anew.")
+            shard.unlink()
+            missing.append(job)
+    return missing
+
+
 def render_dataset(
-    folder: Path, *, num_pictures: int, seed: int, num_workers: int | None = None
+    folder: Path,
+    *,
+    num_pictures: int,
+    seed: int,
+    num_workers: int | None = None,
+    warn: Callable[[str], None] = print,
 ) -> Iterator[int]:
     """Render the first `num_pictures` pictures of the world `seed` into `folder`.
 
-    Yields the number of pictures just added, shard by shard, the ones of an earlier run first.
-    `num_pictures` is rounded up to whole shards (96 pictures); `metadata.jsonl` is written last.
+    Yields the number of pictures just added, shard by shard, the ones of an earlier run first; broken
+    shards of that are named to `warn`. `num_pictures` is rounded up to whole shards (96 pictures);
+    `metadata.jsonl` is written last.
+
+    Raises `DataError` where the folder cannot be written to, for instance when the disk is full; what is
+    finished stays.
     """
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    (folder / "shards").mkdir(exist_ok=True)
     num_identities = -(-num_pictures // VIEWS_PER_IDENTITY)
     starts = range(0, num_identities, _IDENTITIES_PER_SHARD)
     jobs = [(folder, seed, range(start, start + _IDENTITIES_PER_SHARD)) for start in starts]
-    finished = {path.stem for path in (folder / "shards").glob("*.jsonl")}
-    open_jobs = [job for job in jobs if f"{job[2].start:06d}" not in finished]
-    yield (len(jobs) - len(open_jobs)) * _IDENTITIES_PER_SHARD * VIEWS_PER_IDENTITY
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(num_workers or os.cpu_count() or 1) as pool:
-        yield from pool.imap_unordered(_render_shard, open_jobs)
-    shards = [folder / "shards" / f"{job[2].start:06d}.jsonl" for job in jobs]
-    (folder / "metadata.jsonl").write_text("".join(shard.read_text() for shard in shards))
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        (folder / "shards").mkdir(exist_ok=True)
+        open_jobs = _still_to_render(folder, jobs, warn)
+        yield (len(jobs) - len(open_jobs)) * PICTURES_PER_SHARD
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(num_workers or os.cpu_count() or 1) as pool:
+            yield from pool.imap_unordered(_render_shard, open_jobs)
+        shards = [_shard(folder, job[2].start) for job in jobs]
+        text = "".join(shard.read_text("utf-8") for shard in shards)
+        (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"{folder} cannot be written to: {reason}. Make room and run the same command again; "
+            "finished shards are kept."
+        ) from error
 
 
 def read_metadata(folder: Path) -> list[dict[str, Any]]:
-    """Rows of every finished shard in `folder`, in the order of their pictures."""
+    """Rows of every finished shard in `folder`, in the order of their pictures.
+
+    Raises `DataError` that names a broken shard.
+    """
     rows = []
     for shard in sorted((folder / "shards").glob("*.jsonl")):
-        rows += [json.loads(line) for line in shard.read_text().splitlines()]
+        try:
+            rows += [json.loads(line) for line in shard.read_text("utf-8").splitlines()]
+        except ValueError as error:
+            raise DataError(
+                f"{shard} is not what was written. Render once more to have it made anew: "
+                f"finetune clay render {folder}"
+            ) from error
     return rows

@@ -1,13 +1,15 @@
 """What exists in the clay world, and the words for it.
 
-Responsible for the vocabulary (classes, colours, patterns, accessories, places, styles), for drawing
-an `Identity` (a subject) and a `View` (how one picture shows it) from a seed, and for captions.
-It draws no pictures: see `shapes` and `render`. Standard library only.
+Responsible for the vocabulary (classes, colours, patterns, accessories, places, times, styles), for
+drawing an `Identity` (a subject) and a `View` (how one picture shows it) from a seed, for captions, and
+for what training never shows (`is_held_out`). It draws no pictures: see `shapes` and `render`.
+Standard library only.
 """
 
 from __future__ import annotations
 
 import random
+import zlib
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,33 +28,63 @@ COLORS: dict[str, tuple[float, float, float]] = {
 }
 """Name -> linear RGB albedo in [0, 1]."""
 
-CLASSES = ("dog", "cat", "rabbit", "bear", "horse", "duck", "car", "mug", "robot")
-WEARERS = ("dog", "cat", "rabbit", "bear", "horse", "duck", "robot")
-"""Classes that can wear an accessory."""
+ANIMALS = (
+    "dog",
+    "cat",
+    "rabbit",
+    "bear",
+    "horse",
+    "elephant",
+    "duck",
+    "penguin",
+    "turtle",
+    "frog",
+)
+THINGS = ("car", "bus", "boat", "rocket", "mug", "teapot", "chair", "robot")
+CLASSES = (*ANIMALS, *THINGS)
+WEARERS = (*ANIMALS, "robot")
+"""Classes that can wear an accessory, turn their heads and walk."""
 
-PATTERNS: dict[str, float] = {"plain": 0.4, "spots": 0.2, "stripes": 0.2, "belly": 0.2}
-"""Name -> share of identities."""
+PATTERNS: dict[str, float] = {
+    "plain": 0.3,
+    "spots": 0.175,
+    "stripes": 0.175,
+    "belly": 0.175,
+    "patches": 0.175,
+}
+"""Name -> share of identities. The first colour always covers more of the surface than the second."""
 
-ACCESSORIES = ("hat", "scarf")
+ACCESSORIES = ("hat", "scarf", "glasses", "bag")
+ACCESSORY_SHARE = 0.35
+"""Share of the views of a wearer in which it wears something."""
 
-PLACES = (
+OUTDOORS = (
     "on the grass",
     "on the beach",
     "in the snow",
-    "at night",
-    "on a wooden floor",
-    "on a red carpet",
     "in the desert",
+    "in the forest",
+    "on the street",
+    "in a flower field",
+)
+INDOORS = ("on a wooden floor", "on a red carpet", "in the kitchen", "in the library")
+STUDIOS = (
     "on a pink background",
     "on a white background",
     "on a blue background",
+    "on a yellow background",
 )
+PLACES = (*OUTDOORS, *INDOORS, *STUDIOS, "on the moon")
+
+TIMES: dict[str, float] = {"day": 0.7, "sunset": 0.15, "night": 0.15}
+"""Name -> share of the pictures outdoors; elsewhere it is always day."""
 
 STYLES: dict[str, float] = {
-    "photo": 0.85,
+    "photo": 0.8,
     "pencil sketch": 0.05,
     "pixel art": 0.05,
     "watercolor painting": 0.05,
+    "cartoon": 0.05,
 }
 """Name -> share of pictures."""
 
@@ -91,8 +123,20 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Pose:
+    """How a wearer holds itself, in degrees; things keep still."""
+
+    head_yaw: float = 0.0
+    """Towards the left of the subject."""
+    head_pitch: float = 0.0
+    """Upwards."""
+    stride: float = 0.0
+    """How far front and hind legs are swung apart."""
+
+
+@dataclass(frozen=True)
 class View:
-    """How one picture shows a subject: place, style, accessory, camera, light.
+    """How one picture shows a subject: place, time, style, accessory, pose, camera, light.
 
     Angles in degrees, lengths in world units (a subject is about 1.3 long and stands at the
     origin, looking along +x). `seed` feeds the path tracer and small variations of the place. All
@@ -101,9 +145,11 @@ class View:
     """
 
     place: str
+    time: str
     style: str
     accessory: tuple[str, str] | None
     """(kind, colour) or None."""
+    pose: Pose
     azimuth: float
     elevation: float
     distance: float
@@ -115,7 +161,14 @@ class View:
     def from_dict(values: dict[str, Any]) -> View:
         """The view that `dataclasses.asdict` turned into JSON values."""
         accessory = values["accessory"] and tuple(values["accessory"])
-        return View(**{**values, "accessory": accessory, "look_at": tuple(values["look_at"])})
+        pose = Pose(**values["pose"])
+        look_at = tuple(values["look_at"])
+        return View(**{**values, "accessory": accessory, "pose": pose, "look_at": look_at})
+
+
+def is_held_out(class_noun: str, color: str, place: str) -> bool:
+    """Whether training never shows a `color` `class_noun` in `place`: one combination in ten."""
+    return zlib.crc32(f"{class_noun}|{color}|{place}".encode()) % 10 == 0
 
 
 def _tint(rng: random.Random) -> tuple[float, float, float]:
@@ -140,26 +193,37 @@ def sample_identity(rng: random.Random, *, class_noun: str | None = None) -> Ide
 
 
 def sample_view(rng: random.Random, identity: Identity, *, place: str | None = None) -> View:
-    """A way of looking at `identity`, drawn at random; in `place` when given."""
-    accessory = None
-    if identity.class_noun in WEARERS and rng.random() < 0.25:
-        accessory = (rng.choice(ACCESSORIES), rng.choice(list(COLORS)))
+    """A way of looking at `identity`, drawn at random.
+
+    In `place` when given, otherwise in one that is not held out for its class and colour.
+    """
+    seen = [p for p in PLACES if not is_held_out(identity.class_noun, identity.color, p)]
+    place = place or rng.choice(seen)
+    accessory, pose = None, Pose()
+    if identity.class_noun in WEARERS:
+        if rng.random() < ACCESSORY_SHARE:
+            accessory = (rng.choice(ACCESSORIES), rng.choice(list(COLORS)))
+        pose = Pose(rng.uniform(-25, 20), rng.uniform(-10, 12), rng.uniform(-22, 22))
+    time = rng.choices(list(TIMES), list(TIMES.values()))[0]
     return View(
-        place=place or rng.choice(PLACES),
+        place=place,
+        time=time if place in OUTDOORS else "day",
         style=rng.choices(list(STYLES), list(STYLES.values()))[0],
         accessory=accessory,
-        azimuth=rng.uniform(-55.0, 55.0),
-        elevation=rng.uniform(8.0, 28.0),
-        distance=rng.uniform(3.2, 4.0),
-        look_at=(rng.uniform(-0.12, 0.18), rng.uniform(-0.08, 0.08), rng.uniform(-0.2, -0.02)),
+        pose=pose,
+        azimuth=rng.uniform(-50.0, 55.0),
+        elevation=rng.uniform(6.0, 24.0),
+        distance=rng.uniform(3.3, 4.0),
+        look_at=(rng.uniform(-0.1, 0.15), rng.uniform(-0.08, 0.08), rng.uniform(-0.16, 0.0)),
         light_azimuth=rng.uniform(-60.0, 60.0),
         seed=rng.randrange(1 << 30),
     )
 
 
 def plain_view(rng: random.Random, identity: Identity, *, place: str) -> View:
-    """A photo of `identity` in `place` with nothing worn: what a person would hand in."""
-    return replace(sample_view(rng, identity, place=place), style="photo", accessory=None)
+    """A photo of `identity` in `place` by day with nothing worn: what a person would hand in."""
+    view = sample_view(rng, identity, place=place)
+    return replace(view, style="photo", time="day", accessory=None)
 
 
 def with_article(noun_phrase: str) -> str:
@@ -167,8 +231,19 @@ def with_article(noun_phrase: str) -> str:
     return ("an " if noun_phrase[0] in "aeiou" else "a ") + noun_phrase
 
 
-ATTRIBUTES = frozenset({"color", "pattern", "accessory", "place", "style"})
+ATTRIBUTES = frozenset({"color", "pattern", "accessory", "place", "time", "style"})
 """What a caption can tell besides the class noun."""
+
+
+def untold_by(style: str) -> frozenset[str]:
+    """What pictures of a style do not tell: a pencil has no colours, and most places are colours."""
+    if style == "pencil sketch":
+        return frozenset({"color", "pattern", "accessory", "place", "time"})
+    return frozenset()
+
+
+_DROPPED = {"color": 0.2, "pattern": 0.35, "accessory": 0.05, "place": 0.2, "time": 0.2}
+"""Attribute -> share of random captions that leave it out."""
 
 
 def caption(
@@ -185,33 +260,39 @@ def caption(
     `rare_token_share` of the captions. A style other than "photo" is named whenever it is `told`.
     """
 
-    def tells(attribute: str, share: float) -> bool:
-        return attribute in told and (rng is None or rng.random() < share)
+    def tells(attribute: str) -> bool:
+        return attribute in told and (rng is None or rng.random() >= _DROPPED[attribute])
 
     noun = identity.class_noun
-    if tells("color", 0.8):
+    if tells("color"):
         noun = f"{identity.color} {noun}"
     if rng is not None and rng.random() < rare_token_share:
         noun = f"{RARE_TOKEN} {noun}"
     text = with_article(noun)
-    if identity.pattern != "plain" and tells("pattern", 0.6):
-        ornament = {
-            "spots": f"{identity.color2} spots",
-            "stripes": f"{identity.color2} stripes",
-            "belly": f"{with_article(identity.color2)} belly",
-        }[identity.pattern]
-        text += f" with {ornament}"
-    if view.accessory is not None and tells("accessory", 0.9):
+    if identity.pattern != "plain" and tells("pattern"):
+        text += f" with {ornament(identity)}"
+    if view.accessory is not None and tells("accessory"):
         kind, color = view.accessory
-        text += f" wearing {with_article(f'{color} {kind}')}"
-    if tells("place", 0.8):
+        worn = f"{color} glasses" if kind == "glasses" else with_article(f"{color} {kind}")
+        text += f" wearing {worn}"
+    if tells("place"):
         text += f" {view.place}"
-    named = tells("style", 0.8) if view.style == "photo" else "style" in told
-    return f"{with_article(view.style)} of {text}" if named else text
+    if view.time != "day" and tells("time"):
+        text += f" at {view.time}"
+    if "style" not in told or (view.style == "photo" and rng is not None and rng.random() < 0.2):
+        return text
+    return f"{with_article(view.style)} of {text}"
+
+
+def ornament(identity: Identity) -> str:
+    """The words for the pattern of `identity`, which is not plain: "blue spots", "a red belly"."""
+    if identity.pattern == "belly":
+        return f"{with_article(identity.color2)} belly"
+    return f"{identity.color2} {identity.pattern}"
 
 
 def all_words() -> list[str]:
     """Every word a caption can hold, sorted; what the base's tokenizer must know."""
-    phrases = [*CLASSES, *COLORS, *PATTERNS, *ACCESSORIES, *PLACES, *STYLES, RARE_TOKEN]
-    phrases += ["a an of with wearing"]
-    return sorted({word for phrase in phrases for word in phrase.split()} - {"plain"})
+    phrases = [*CLASSES, *COLORS, *PATTERNS, *ACCESSORIES, *PLACES, *TIMES, *STYLES, RARE_TOKEN]
+    phrases += ["a an at of with wearing"]
+    return sorted({word for phrase in phrases for word in phrase.split()} - {"plain", "day"})

@@ -22,13 +22,14 @@ def pretrain(
     ],
     overrides: Overrides = None,
     stage: Annotated[
-        str, typer.Option(help="autoencoder, contrast, denoiser, assemble or all.")
+        str,
+        typer.Option(help="autoencoder, contrast, judge, denoiser, decoder, assemble or all."),
     ] = "all",
     max_minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop a stage early, to be resumed.")
     ] = None,  # noqa: UP007, UP045
 ) -> None:
-    """Make a base from nothing: autoencoder, text-image contrast, denoiser. Run again to resume."""
+    """Make a base, its CLIP and its judge from nothing, in stages. Run again to resume."""
     from finetune.config import validate
     from finetune.pretrain.recipe import STAGES, PretrainConfig, run_stages
 
@@ -45,7 +46,7 @@ def clay_render(
     folder: Annotated[Path, typer.Argument(help="Where pictures and metadata.jsonl go.")],
     num_pictures: Annotated[
         int, typer.Option(min=1, help="Rounded up to whole shards of 96.")
-    ] = 8064,
+    ] = 26400,
     seed: Annotated[int, typer.Option(help="Seed of the world; 0 is the training set.")] = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; default: all cores.")
@@ -58,7 +59,7 @@ def clay_render(
 
     with tqdm(total=num_pictures, desc="rendering", unit="picture") as progress:
         for count in render_dataset(
-            folder, num_pictures=num_pictures, seed=seed, num_workers=workers
+            folder, num_pictures=num_pictures, seed=seed, num_workers=workers, warn=tqdm.write
         ):
             progress.update(min(count, num_pictures - progress.n))
     typer.echo(f"Pictures and metadata.jsonl in {folder}")
@@ -68,9 +69,15 @@ def clay_render(
 @reports_errors
 def clay_subjects(
     folder: Annotated[Path, typer.Argument(help="Where the subject folders go.")],
+    group: Annotated[
+        str,
+        typer.Option(help="examples (of the package), tuning (of rates) or study (of methods)."),
+    ] = "examples",
 ) -> None:
-    """Render the example subjects: training photos and held-out views of each."""
-    from data_prep.clay.subjects import render_subjects
+    """Render subjects to learn from: training photos and held-out views of each, with masks."""
+    from data_prep.clay.subjects import GROUPS, render_subjects
 
-    for name in render_subjects(folder):
+    if group not in GROUPS:
+        raise UserError(f"--group: '{group}' is not one of {', '.join(GROUPS)}.")
+    for name in render_subjects(folder, group=group):
         typer.echo(f"{folder / name}")

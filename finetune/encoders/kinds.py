@@ -36,6 +36,8 @@ from finetune.encoders.pixels import (
 )
 from finetune.errors import ArtifactError
 from finetune.files import read_json
+from finetune.judge import CONFIG as JUDGE_CONFIG
+from finetune.judge import Judge
 
 LARGEST_CROP = 224
 """Side that DINO and DINOv2 are evaluated at, in pixels; a network made for fewer gets fewer."""
@@ -122,6 +124,23 @@ def load_clay_clip(folder: Path) -> Network:
     )
 
 
+def load_clay_judge(folder: Path) -> Network:
+    """The identity embedding of a clay judge (`judge`): who a picture shows, wherever it is."""
+    judge = Judge.from_pretrained(folder)
+    size = judge.image_size
+
+    def to_pixels(image: Image.Image) -> Tensor:
+        return judge.pixel_values([image])[0]
+
+    return Network(
+        judge,
+        judge.identity_dim,
+        f"shorter side to {size} px (Lanczos), middle {size} x {size} px, channels in -1 … 1",
+        to_pixels,
+        lambda pixel_values: judge(pixel_values)[1],
+    )
+
+
 def load_clip(folder: Path) -> Network:
     """CLIP (Radford et al. 2021): projected embeddings of pictures and texts."""
     model = _read(CLIPModel, folder)
@@ -183,6 +202,7 @@ def load_dinov2(folder: Path) -> Network:
 
 KINDS = (
     Kind("clay-clip", frozenset(), load_clay_clip, marker=DUAL_ENCODER_CONFIG),
+    Kind("clay-judge", frozenset(), load_clay_judge, marker=JUDGE_CONFIG),
     Kind("clip", frozenset({"clip"}), load_clip),
     Kind("dino", frozenset({"vit"}), load_dino),
     Kind("dinov2", frozenset({"dinov2", "dinov2_with_registers"}), load_dinov2),

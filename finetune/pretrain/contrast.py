@@ -16,15 +16,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTokenizer, ResNetConfig
 
-from data_prep.clay.world import ATTRIBUTES, caption
+from data_prep.clay.world import ATTRIBUTES, caption, untold_by
 from finetune.dual_encoder import DualEncoder
+from finetune.files import atomic_folder
 from finetune.pretrain.data import Pictures
 from finetune.pretrain.stage import StageConfig, save_rows, to_uint8
 
 LEVELS = (
     frozenset({"style"}),
     frozenset({"style", "color"}),
-    frozenset({"style", "place"}),
+    frozenset({"style", "place", "time"}),
+    frozenset({"style", "accessory"}),
     frozenset({"style", "color", "pattern"}),
     ATTRIBUTES,
     ATTRIBUTES,
@@ -99,13 +101,17 @@ class ContrastStage:
         ).train()
         self.clip.vision_model.to(memory_format=torch.channels_last)
         self.modules = nn.ModuleDict({"clip": self.clip})
+        self.made_of = {"pictures": pictures.fingerprint}
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Contrastive loss of one batch, and how many pictures found their caption."""
         count, shift = self.config.batch_size, self.config.max_shift
         indices = torch.randperm(len(self.pictures.pixels), generator=generator)[:count]
         told = LEVELS[int(torch.randint(len(LEVELS), (), generator=generator))]
-        texts = [caption(*self.pictures.truths[index], told=told) for index in indices.tolist()]
+        truths = [self.pictures.truths[index] for index in indices.tolist()]
+        texts = [
+            caption(identity, view, told=told - untold_by(view.style)) for identity, view in truths
+        ]
         different = list(dict.fromkeys(texts))
         matches = torch.tensor([different.index(text) for text in texts])
         tokens = self.tokenizer(
@@ -131,10 +137,19 @@ class ContrastStage:
 
     def sample(self, path: Path) -> None:
         """Pictures in the first column, beside each the five nearest others."""
+        self.clip.eval()
         with torch.no_grad():
-            pixels = self.pictures.pixel_values(list(range(0, 300)))
+            pixels = self.pictures.pixel_values(list(range(min(300, len(self.pictures.pixels)))))
             embeds = F.normalize(self.clip.get_image_features(pixels), dim=-1)
             similarity = embeds @ embeds.T
             similarity.fill_diagonal_(2.0)
             nearest = similarity[:12].topk(6).indices
+        self.clip.train()
         save_rows([to_uint8(pixels[row]) for row in nearest.T], path)
+
+    def save(self, folder: Path) -> None:
+        """Write `clip` and its `tokenizer`."""
+        with atomic_folder(folder / "clip") as target:
+            self.clip.save_pretrained(target)
+        with atomic_folder(folder / "tokenizer") as target:
+            self.tokenizer.save_pretrained(target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,9 @@ class Pictures:
     truths: list[tuple[Identity, View]]
     """Who and what each picture shows, to caption it anew."""
 
+    fingerprint: str
+    """SHA-256 of what is known of them."""
+
     def pixel_values(self, indices: Tensor | list[int]) -> Tensor:
         """Pictures `indices` as [B, 3, H, W] in [-1, 1]."""
         chosen = torch.from_numpy(self.pixels[np.asarray(indices)])
@@ -45,4 +50,5 @@ def load_pictures(folder: Path) -> Pictures:
         ]
     )
     truths = [(Identity.from_dict(row["identity"]), View.from_dict(row["view"])) for row in rows]
-    return Pictures(pixels, [row["captions"] for row in rows], truths)
+    told = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    return Pictures(pixels, [row["captions"] for row in rows], truths, told)

@@ -1,7 +1,8 @@
-"""The whole recipe of a base: three stages one after the other, then an ordinary diffusers folder."""
+"""The whole recipe of a base: stages one after the other, then an ordinary diffusers folder."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,23 +14,27 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from data_prep.clay.world import all_words
 from data_prep.config import Section
-from finetune.dual_encoder import CONFIG as DUAL_ENCODER_CONFIG
 from finetune.dual_encoder import DualEncoder
 from finetune.errors import ArtifactError
-from finetune.files import atomic_folder
+from finetune.files import atomic_folder, sha256_of
+from finetune.judge import Judge
 from finetune.pretrain.autoencoder import AutoencoderConfig, AutoencoderStage
 from finetune.pretrain.contrast import ContrastConfig, ContrastStage
 from finetune.pretrain.data import Pictures, load_pictures
+from finetune.pretrain.decoder import DecoderConfig, DecoderStage
 from finetune.pretrain.denoiser import (
     DenoiserConfig,
     DenoiserStage,
-    encode_latents,
+    Encoded,
+    encode,
     noise_scheduler,
 )
-from finetune.pretrain.stage import Stage, StageConfig, run_stage
+from finetune.pretrain.judge import JudgeConfig, JudgeStage
+from finetune.pretrain.stage import Stage, run_stage
 from finetune.pretrain.tokenizer import build_tokenizer
 
-STAGES = ("autoencoder", "contrast", "denoiser", "assemble")
+TRAINED = ("autoencoder", "contrast", "judge", "denoiser", "decoder")
+STAGES = (*TRAINED, "assemble")
 
 
 class PretrainConfig(Section):
@@ -43,36 +48,133 @@ class PretrainConfig(Section):
     """The finished base, a diffusers folder in float16."""
     scorer_output: Path
     """The finished CLIP model, for scores."""
+    judge_output: Path
+    """The finished judge."""
     num_threads: int | None = Field(None, gt=0)
     """Threads of torch; null takes its default."""
     autoencoder: AutoencoderConfig
     """Stage 1."""
     contrast: ContrastConfig
     """Stage 2."""
+    judge: JudgeConfig
+    """The judge, which no other stage needs."""
     denoiser: DenoiserConfig
     """Stage 3."""
+    decoder: DecoderConfig
+    """Stage 4."""
 
 
-def _latents(config: PretrainConfig, vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
-    path = config.work_folder / "latents.safetensors"
-    if not path.is_file():
-        means, deviations = encode_latents(vae, load_pictures(config.pictures))
-        save_file({"means": means, "deviations": deviations}, path)
-    stored = load_file(path)
-    return stored["means"], stored["deviations"]
+class _Made:
+    """What finished stages left in the work folder. Raises `ArtifactError` that names a missing stage."""
+
+    def __init__(self, work_folder: Path) -> None:
+        self.work_folder = work_folder
+
+    def folder(self, stage: str, name: str) -> Path:
+        folder = self.work_folder / stage / name
+        if not any(folder.glob("*.json")):
+            raise ArtifactError(f"There is no finished {name} in {folder}; run --stage {stage}.")
+        return folder
+
+    def fingerprint(self, stage: str, name: str) -> str:
+        """SHA-256 over the weights of a network."""
+        files = sorted(self.folder(stage, name).glob("*.safetensors"))
+        return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+
+    def vae(self, stage: str) -> AutoencoderKL:
+        return AutoencoderKL.from_pretrained(self.folder(stage, "vae")).eval()
+
+    def clip(self) -> DualEncoder:
+        return DualEncoder.from_pretrained(self.folder("contrast", "clip"))
+
+    def tokenizer(self) -> CLIPTokenizer:
+        return CLIPTokenizer.from_pretrained(self.folder("contrast", "tokenizer"))
+
+    def text_encoder(self) -> CLIPTextModel:
+        return CLIPTextModel.from_pretrained(self.folder("denoiser", "text_encoder")).eval()
+
+    def unet(self) -> UNet2DConditionModel:
+        return UNet2DConditionModel.from_pretrained(self.folder("denoiser", "unet")).eval()
+
+    def judge(self) -> Judge:
+        return Judge.from_pretrained(self.folder("judge", "network"))
+
+    def encoded(self, vae: AutoencoderKL, clip: DualEncoder, pictures: Pictures) -> Encoded:
+        """Latents and features of `pictures`, made once per autoencoder and CLIP."""
+        networks = [self.fingerprint("autoencoder", "vae"), self.fingerprint("contrast", "clip")]
+        origin = " ".join([*networks, pictures.fingerprint])
+        path = self.work_folder / "encoded.safetensors"
+        kept = Encoded.load(path, origin)
+        if kept is None:
+            kept = encode(vae, clip, pictures)
+            kept.save(path, origin)
+        return kept
 
 
-def _read_vae(folder: Path) -> AutoencoderKL:
-    if not (folder / "config.json").is_file():
-        raise ArtifactError(
-            f"There is no finished autoencoder in {folder}; run --stage autoencoder."
-        )
-    return AutoencoderKL.from_pretrained(folder).eval().requires_grad_(False)
+def _denoiser_stage(config: PretrainConfig, made: _Made, pictures: Pictures) -> DenoiserStage:
+    vae, clip = made.vae("autoencoder").requires_grad_(False), made.clip()
+    return DenoiserStage(
+        config.denoiser,
+        pictures.captions,
+        made.encoded(vae, clip, pictures),
+        vae,
+        text_encoder_of(clip),
+        made.tokenizer(),
+        {
+            "pictures": pictures.fingerprint,
+            "autoencoder": made.fingerprint("autoencoder", "vae"),
+            "CLIP": made.fingerprint("contrast", "clip"),
+        },
+    )
 
 
-def _train(stage: Stage, config: StageConfig, folder: Path, max_minutes: float | None) -> bool:
-    steps = list(run_stage(stage, config, folder, max_minutes=max_minutes))
-    return not steps or steps[-1] == config.num_steps
+def _decoder_stage(config: PretrainConfig, made: _Made, pictures: Pictures) -> DecoderStage:
+    vae = made.vae("autoencoder")
+    unet = made.unet()
+    return DecoderStage(
+        config.decoder,
+        pictures,
+        made.encoded(vae, made.clip(), pictures),
+        vae,
+        unet,
+        made.text_encoder(),
+        made.tokenizer(),
+        {
+            "pictures": pictures.fingerprint,
+            "autoencoder": made.fingerprint("autoencoder", "vae"),
+            "denoiser": made.fingerprint("denoiser", "unet"),
+        },
+    )
+
+
+def build_stage(name: str, config: PretrainConfig) -> Stage:
+    """A stage on what the stages before it made. Raises `ArtifactError` where one of those is missing."""
+    made = _Made(config.work_folder)
+    if name == "denoiser":
+        made.folder("autoencoder", "vae")
+        made.folder("contrast", "clip")
+    if name == "decoder":
+        made.folder("denoiser", "unet")
+    pictures = load_pictures(config.pictures)
+    if name == "autoencoder":
+        return AutoencoderStage(config.autoencoder, pictures)
+    if name == "contrast":
+        return ContrastStage(config.contrast, pictures, build_tokenizer(all_words()))
+    if name == "judge":
+        return JudgeStage(config.judge, pictures)
+    if name == "denoiser":
+        return _denoiser_stage(config, made, pictures)
+    return _decoder_stage(config, made, pictures)
+
+
+def _train(stage: Stage, folder: Path, max_minutes: float | None) -> bool:
+    """Whether the stage is finished."""
+    steps = run_stage(stage, folder, max_minutes=max_minutes)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return bool(end.value)
 
 
 def run_stages(
@@ -85,61 +187,15 @@ def run_stages(
     """Run `stages` in order; stops after one that `max_minutes` cut short."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    work = config.work_folder
     for name in stages:
         announce(f"stage: {name}")
-        finished = True
-        if name == "autoencoder":
-            pictures = load_pictures(config.pictures)
-            autoencoder = AutoencoderStage(config.autoencoder, pictures)
-            finished = _train(autoencoder, config.autoencoder, work / name, max_minutes)
-            if finished:
-                _save_vae(autoencoder.vae, pictures, work / name / "vae")
-        elif name == "contrast":
-            tokenizer = build_tokenizer(all_words())
-            contrast = ContrastStage(config.contrast, load_pictures(config.pictures), tokenizer)
-            finished = _train(contrast, config.contrast, work / name, max_minutes)
-            if finished:
-                contrast.clip.save_pretrained(work / name / "clip")
-                tokenizer.save_pretrained(work / name / "tokenizer")
-        elif name == "denoiser":
-            denoiser = _denoiser_stage(config)
-            finished = _train(denoiser, config.denoiser, work / name, max_minutes)
-            denoiser.unet.save_pretrained(work / name / "unet")
-            denoiser.text_encoder.save_pretrained(work / name / "text_encoder")
-        else:
+        if name == "assemble":
             assemble(config)
-        if not finished:
+            continue
+        stage, folder = build_stage(name, config), config.work_folder / name
+        if not _train(stage, folder, max_minutes):
             announce(f"{name} is not finished; run the same command again to go on.")
             return
-
-
-@torch.no_grad()
-def _save_vae(vae: AutoencoderKL, pictures: Pictures, folder: Path) -> None:
-    """Write the autoencoder with the scaling factor that gives its latents unit variance."""
-    chosen = torch.arange(0, len(pictures.pixels), max(1, len(pictures.pixels) // 512))
-    latents = torch.cat(
-        [vae.encode(pictures.pixel_values(part)).latent_dist.mean for part in chosen.split(64)]
-    )
-    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
-    vae.save_pretrained(folder)
-
-
-def _denoiser_stage(config: PretrainConfig) -> DenoiserStage:
-    vae = _read_vae(config.work_folder / "autoencoder" / "vae")
-    clip_folder = config.work_folder / "contrast" / "clip"
-    if not (clip_folder / DUAL_ENCODER_CONFIG).is_file():
-        raise ArtifactError(f"There is no finished CLIP in {clip_folder}; run --stage contrast.")
-    tokenizer = CLIPTokenizer.from_pretrained(config.work_folder / "contrast" / "tokenizer")
-    latents = _latents(config, vae)
-    return DenoiserStage(
-        config.denoiser,
-        load_pictures(config.pictures).captions[: len(latents[0])],
-        latents,
-        vae,
-        text_encoder_of(DualEncoder.from_pretrained(clip_folder)),
-        tokenizer,
-    )
 
 
 def text_encoder_of(clip: DualEncoder) -> CLIPTextModel:
@@ -150,14 +206,14 @@ def text_encoder_of(clip: DualEncoder) -> CLIPTextModel:
 
 
 def assemble(config: PretrainConfig) -> None:
-    """Write the finished base and scorer from the stages' networks, weights in float16."""
-    work = config.work_folder
-    tokenizer = CLIPTokenizer.from_pretrained(work / "contrast" / "tokenizer")
+    """Write the finished base, CLIP and judge from the stages' networks, weights in float16."""
+    made = _Made(config.work_folder)
+    tokenizer, clip, judge = made.tokenizer(), made.clip(), made.judge()
     pipe = StableDiffusionPipeline(
-        vae=_read_vae(work / "autoencoder" / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(work / "denoiser" / "text_encoder"),
+        vae=made.vae("decoder"),
+        text_encoder=made.text_encoder(),
         tokenizer=tokenizer,
-        unet=UNet2DConditionModel.from_pretrained(work / "denoiser" / "unet"),
+        unet=made.unet(),
         scheduler=noise_scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -166,10 +222,12 @@ def assemble(config: PretrainConfig) -> None:
     with atomic_folder(config.output) as folder:
         pipe.save_pretrained(folder, safe_serialization=True)
         _store_in_float16(folder)
-    clip = DualEncoder.from_pretrained(work / "contrast" / "clip")
     with atomic_folder(config.scorer_output) as folder:
         clip.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        _store_in_float16(folder)
+    with atomic_folder(config.judge_output) as folder:
+        judge.save_pretrained(folder)
         _store_in_float16(folder)
 
 

@@ -1,11 +1,11 @@
-"""The loop shared by the three pretraining stages: resumable, with EMA, bf16 and sample pictures."""
+"""The loop shared by the pretraining stages: resumable, with EMA, bf16 and sample pictures."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from finetune.checkpoint import (
     with_prefix,
     without_prefix,
 )
+from finetune.errors import CheckpointError
 from finetune.interrupt import exit_code, interruptible
 from finetune.optim import (
     ExponentialMovingAverage,
@@ -63,6 +64,13 @@ class Stage(Protocol):
 
     name: str
     modules: nn.ModuleDict
+    made_of: dict[str, str]
+    """What it learns from, by name: fingerprints of pictures and of other stages' networks."""
+
+    @property
+    def config(self) -> StageConfig:
+        """What the stage was told."""
+        ...
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Losses of one batch; the entry "loss" is minimised, the others are shown."""
@@ -72,16 +80,34 @@ class Stage(Protocol):
         """Write a picture that shows how far the stage is."""
         ...
 
+    def save(self, folder: Path) -> None:
+        """Write the finished networks into `folder`, each whole or not at all."""
+        ...
+
+
+def _check_origin(stage: Stage, state: dict[str, Any], checkpoint: Path) -> None:
+    """Refuse to go on from a checkpoint that learnt from something else."""
+    for name, fingerprint in stage.made_of.items():
+        if state["made_of"].get(name) != fingerprint:
+            raise CheckpointError(
+                f"{checkpoint} learnt from another {name} than there is now. Remove "
+                f"{checkpoint.parent} to begin the stage {stage.name} anew."
+            )
+
 
 def run_stage(
-    stage: Stage, config: StageConfig, folder: Path, *, max_minutes: float | None = None
-) -> Iterator[int]:
-    """Train `stage` to `config.num_steps`, resuming what `folder` holds; yields each step done.
+    stage: Stage, folder: Path, *, max_minutes: float | None = None
+) -> Generator[int, None, bool]:
+    """Train `stage` to its last step, resuming what `folder` holds; yields each step done.
+
+    Returns whether it is finished.
 
     Stops early, with a checkpoint, after `max_minutes`, and at Ctrl-C or SIGTERM, which end the program.
-    On the way out the modules hold the moving average of the weights.
+    On the way out the modules hold the moving average of the weights; finished ones are saved.
+
+    Raises `CheckpointError` where `folder` holds a checkpoint that learnt from something else.
     """
-    started = time.monotonic()
+    started, config = time.monotonic(), stage.config
     parameters = list(stage.modules.parameters())
     optimizer = build_adamw(
         [{"params": parameters, "lr": config.learning_rate, "weight_decay": config.weight_decay}],
@@ -96,6 +122,7 @@ def run_stage(
         tqdm.write(f"Skipping a damaged checkpoint: {problem}")
     if checkpoint is not None:
         tensors, state = load_checkpoint(checkpoint)
+        _check_origin(stage, state, checkpoint)
         stage.modules.load_state_dict(without_prefix("weights", tensors))
         load_optimizer_tensors(optimizer, without_prefix("optimizer", tensors))
         average.averages = [tensors[f"ema/{index}"] for index in range(len(parameters))]
@@ -109,7 +136,7 @@ def run_stage(
             **with_prefix("optimizer", optimizer_tensors(optimizer)),
             **{f"ema/{index}": value for index, value in enumerate(average.averages)},
         }
-        save_checkpoint(folder / "checkpoints", step, tensors, {"stage": stage.name})
+        save_checkpoint(folder / "checkpoints", step, tensors, {"made_of": stage.made_of})
 
     folder.mkdir(parents=True, exist_ok=True)
     log = (folder / "losses.csv").open("a")
@@ -156,7 +183,11 @@ def run_stage(
         if interrupted():
             raise SystemExit(exit_code(interrupted()))
     average.swap(parameters)
-    stage.sample(folder / "sample-last.png")
+    finished = step == config.num_steps
+    if finished:
+        stage.sample(folder / "sample-last.png")
+        stage.save(folder)
+    return finished
 
 
 def to_uint8(pixel_values: Tensor) -> np.ndarray:

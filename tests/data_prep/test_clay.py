@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import random
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from data_prep.clay import world
+from data_prep.clay import dataset, world
+from data_prep.clay.subjects import GROUPS, HELD_OUT_PLACES, TRAINING_PLACES
+from data_prep.errors import DataError
 
 NEEDS_SHAPES = pytest.mark.skipif(
     importlib.util.find_spec("skimage") is None, reason="needs the extra 'clay'"
@@ -18,7 +23,7 @@ NEEDS_MITSUBA = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("skimage", "mitsuba")),
     reason="needs the extra 'clay'",
 )
-NUM_TRAINING_IDENTITIES = 2720
+NUM_TRAINING_IDENTITIES = 8800
 
 
 def draw(seed: int) -> tuple[world.Identity, world.View, random.Random]:
@@ -32,26 +37,73 @@ def test_identity_and_view_are_functions_of_the_seed() -> None:
     assert first[:2] == second[:2]
     assert draw(4)[0] != first[0]
     assert world.Identity.from_dict(first[0].to_dict()) == first[0]
+    row = json.loads(json.dumps(dataset.describe(*first[:2])))
+    assert world.View.from_dict(row["view"]) == first[1]
 
 
-def test_shares_of_patterns_styles_and_accessories() -> None:
+def test_the_world_is_as_rich_as_it_says() -> None:
+    assert len(set(world.CLASSES)) == 18
+    assert len(world.COLORS) == 11
+    assert len(set(world.PLACES)) == 16
+    assert set(world.PLACES) >= {*world.OUTDOORS, *world.INDOORS, *world.STUDIOS}
+
+
+def test_shares_of_patterns_styles_times_and_accessories() -> None:
     drawn = [draw(seed) for seed in range(4000)]
     for name, share in world.PATTERNS.items():
         found = sum(identity.pattern == name for identity, _, _ in drawn) / 4000
         assert found == pytest.approx(share, abs=0.025)
-    photos = sum(view.style == "photo" for _, view, _ in drawn) / 4000
-    assert photos == pytest.approx(0.85, abs=0.02)
+    for name, share in world.STYLES.items():
+        assert sum(v.style == name for _, v, _ in drawn) / 4000 == pytest.approx(share, abs=0.02)
+    outdoors = [view for _, view, _ in drawn if view.place in world.OUTDOORS]
+    for name, share in world.TIMES.items():
+        found = sum(view.time == name for view in outdoors) / len(outdoors)
+        assert found == pytest.approx(share, abs=0.04)
+    wearers = [view for identity, view, _ in drawn if identity.class_noun in world.WEARERS]
+    worn = sum(view.accessory is not None for view in wearers) / len(wearers)
+    assert worn == pytest.approx(world.ACCESSORY_SHARE, abs=0.03)
     for identity, view, _ in drawn:
         assert identity.color != identity.color2
-        assert view.accessory is None or identity.class_noun in world.WEARERS
+        assert identity.class_noun in world.WEARERS or view.accessory is None
+        assert identity.class_noun in world.WEARERS or view.pose == world.Pose()
+        assert view.time == "day" or view.place in world.OUTDOORS
+
+
+def test_training_never_shows_what_is_held_out() -> None:
+    combinations = list(itertools.product(world.CLASSES, world.COLORS, world.PLACES))
+    held_out = {c for c in combinations if world.is_held_out(*c)}
+    # A tenth of 3,168 is 317 with a standard deviation of 17.
+    assert 260 <= len(held_out) <= 370
+    for index in range(1500):
+        identity, views = dataset.draw(0, index)
+        for view, _ in views:
+            assert (identity.class_noun, identity.color, view.place) not in held_out
+    # Every class, every colour and every place is still seen, and each pair of them.
+    seen = set(combinations) - held_out
+    for axes in ((0, 1), (0, 2), (1, 2)):
+        pairs = Counter(tuple(c[axis] for axis in axes) for c in seen)
+        assert min(pairs.values()) >= 5
+
+
+def test_a_subject_of_its_own_is_no_training_identity() -> None:
+    training = {dataset.draw(0, index)[0].shape_seed for index in range(NUM_TRAINING_IDENTITIES)}
+    subjects = [identity for group in GROUPS.values() for identity in group.values()]
+    assert not training & {identity.shape_seed for identity in subjects}
+    assert len({identity.shape_seed for identity in subjects}) == len(subjects) == 16
+    assert len({identity.class_noun for identity in GROUPS["study"].values()}) >= 5
+    assert not set(GROUPS["examples"]) & set(GROUPS["tuning"])
+    assert set(TRAINING_PLACES) | set(HELD_OUT_PLACES) <= set(world.PLACES)
 
 
 def plain(class_noun: str, color: str, pattern: str, color2: str) -> world.Identity:
     return world.Identity(class_noun, color, pattern, color2, 1, 2)
 
 
-def view(place: str, style: str, accessory: tuple[str, str] | None) -> world.View:
-    return world.View(place, style, accessory, 0, 10, 3.5, (0, 0, 0), 0, 0)
+def view(
+    place: str, style: str, accessory: tuple[str, str] | None, *, time: str = "day", seed: int = 0
+) -> world.View:
+    pose = world.Pose()
+    return world.View(place, time, style, accessory, pose, 0, 10, 3.5, (0, 0, 0), 0, seed)
 
 
 @pytest.mark.parametrize(
@@ -64,13 +116,19 @@ def view(place: str, style: str, accessory: tuple[str, str] | None) -> world.Vie
         ),
         (
             plain("cat", "white", "belly", "orange"),
-            view("at night", "pencil sketch", ("scarf", "orange")),
-            "a pencil sketch of a white cat with an orange belly wearing an orange scarf at night",
+            view("on the street", "pencil sketch", ("scarf", "orange"), time="night"),
+            "a pencil sketch of a white cat with an orange belly wearing an orange scarf on the "
+            "street at night",
+        ),
+        (
+            plain("frog", "green", "patches", "gray"),
+            view("in the library", "cartoon", ("glasses", "yellow")),
+            "a cartoon of a green frog with gray patches wearing yellow glasses in the library",
         ),
         (
             plain("mug", "gray", "plain", "blue"),
-            view("on the beach", "watercolor painting", None),
-            "a watercolor painting of a gray mug on the beach",
+            view("on the beach", "watercolor painting", None, time="sunset"),
+            "a watercolor painting of a gray mug on the beach at sunset",
         ),
     ],
 )
@@ -81,15 +139,14 @@ def test_caption_without_rng_names_every_attribute(
 
 
 def test_caption_names_only_what_is_told() -> None:
-    identity, seen = (
-        plain("dog", "red", "spots", "blue"),
-        view("at night", "photo", ("hat", "pink")),
-    )
+    identity = plain("dog", "red", "spots", "blue")
+    seen = view("on the grass", "photo", ("hat", "pink"), time="night")
     expected = {
         "color": "a red dog",
         "pattern": "a dog with blue spots",
         "accessory": "a dog wearing a pink hat",
-        "place": "a dog at night",
+        "place": "a dog on the grass",
+        "time": "a dog at night",
         "style": "a photo of a dog",
     }
     for attribute, text in expected.items():
@@ -125,17 +182,7 @@ def test_rare_token_share_over_many_captions() -> None:
 
 def test_all_words_covers_every_caption_and_nothing_else() -> None:
     said = set()
-    combinations = itertools.product(
-        world.CLASSES, world.COLORS, world.PATTERNS, [None, *world.ACCESSORIES]
-    )
-    for index, (noun, color, pattern, accessory) in enumerate(combinations):
-        color2 = list(world.COLORS)[index % len(world.COLORS)]
-        place = world.PLACES[index % len(world.PLACES)]
-        style = list(world.STYLES)[index % len(world.STYLES)]
-        worn = None if accessory is None else (accessory, color2)
-        seen = view(place, style, worn)
-        said |= set(world.caption(plain(noun, color, pattern, color2), seen).split())
-    for seed in range(2000):
+    for seed in range(4000):
         identity, seen, rng = draw(seed)
         said |= set(world.caption(identity, seen, rng, rare_token_share=0.1).split())
     assert said == set(world.all_words())
@@ -143,53 +190,153 @@ def test_all_words_covers_every_caption_and_nothing_else() -> None:
 
 
 @NEEDS_SHAPES
-def test_example_subjects_are_not_in_the_training_world() -> None:
-    from data_prep.clay.dataset import identity_rng
-    from data_prep.clay.subjects import HELD_OUT_PLACES, SUBJECTS, TRAINING_PLACES
+@pytest.mark.parametrize("pattern", [name for name in world.PATTERNS if name != "plain"])
+def test_the_first_colour_covers_more_than_the_second(pattern: str) -> None:
+    from data_prep.clay.bodies import build_body
+    from data_prep.clay.dressing import MARKED_SHARE, paint
+    from data_prep.clay.fields import to_mesh
 
-    world_identities = [
-        world.sample_identity(identity_rng(0, index)) for index in range(NUM_TRAINING_IDENTITIES)
-    ]
-    assert not set(SUBJECTS.values()) & set(world_identities)
-    shapes = {(identity.class_noun, identity.shape_seed) for identity in world_identities}
-    assert len(shapes) == NUM_TRAINING_IDENTITIES
-    assert not {(s.class_noun, s.shape_seed) for s in SUBJECTS.values()} & shapes
-    assert {*TRAINING_PLACES, *HELD_OUT_PLACES} == set(world.PLACES)
+    identity = plain("cat", "red", pattern, "blue")
+    body = build_body(identity)
+    colors = paint(to_mesh(body.painted).vertices, identity, upright=body.upright)
+    blue = np.array(world.COLORS["blue"], np.float32)
+    share = float((np.abs(colors - blue).max(1) < 1e-6).mean())
+    assert share == pytest.approx(MARKED_SHARE[pattern], abs=0.03)
+    assert share < 0.45
 
 
 @NEEDS_SHAPES
-def test_metadata_rows_are_read_back_in_order(tmp_path: Path) -> None:
-    from data_prep.clay.dataset import describe, read_metadata
+@pytest.mark.parametrize("class_noun", world.CLASSES)
+def test_bodies_stand_on_the_floor_inside_the_grid(class_noun: str) -> None:
+    from data_prep.clay.bodies import build_body
+    from data_prep.clay.dressing import build_accessory
+    from data_prep.clay.fields import FLOOR, to_mesh
 
-    identity, seen, _ = draw(5)
-    row = describe(identity, seen)
-    assert world.Identity.from_dict(row["identity"]) == identity
-    assert (row["style"], row["place"], row["accessory"]) == (
-        seen.style,
-        seen.place,
-        seen.accessory,
-    )
+    for seed in (1, 2, 3):
+        body = build_body(world.Identity(class_noun, "red", "plain", "blue", seed, seed))
+        parts = [to_mesh(body.painted), *(to_mesh(part) for part, _ in body.fixed)]
+        lowest = min(float(mesh.vertices[:, 2].min()) for mesh in parts)
+        assert lowest == pytest.approx(FLOOR, abs=0.08)
+        for mesh in parts:
+            assert np.abs(mesh.vertices).max() < 1.24
+        assert (body.wearer is not None) == (class_noun in world.WEARERS)
+        if body.wearer is not None:
+            for kind in world.ACCESSORIES:
+                worn = to_mesh(build_accessory(kind, body))
+                assert len(worn.vertices) > 50, kind
+
+
+@NEEDS_SHAPES
+def test_a_pose_turns_the_head_and_leaves_trunk_and_lengths() -> None:
+    from data_prep.clay.bodies import build_body
+    from data_prep.clay.dressing import posed_point
+
+    body = build_body(plain("dog", "red", "plain", "blue"))
+    assert body.wearer is not None
+    still, turned = world.Pose(), world.Pose(head_yaw=20, head_pitch=10)
+    neck, eye = np.array(body.wearer.neck), body.eyes[0][0]
+    rump = (-0.3, 0.0, body.wearer.hip + 0.2)
+    assert posed_point(eye, body, still) == pytest.approx(eye, abs=1e-6)
+    assert posed_point(rump, body, turned) == pytest.approx(rump, abs=1e-6)
+    before, after = np.array(eye) - neck, np.array(posed_point(eye, body, turned)) - neck
+    assert np.linalg.norm(after) == pytest.approx(np.linalg.norm(before), rel=1e-4)
+    cosine = before @ after / np.linalg.norm(before) ** 2
+    assert 0.90 < cosine < 0.99  # 20 and 10 degrees together turn by about 22
+
+
+@NEEDS_MITSUBA
+def test_pictures_are_the_same_bit_for_bit_and_sized() -> None:
+    from data_prep.clay.render import build_model, render
+
+    model = build_model(plain("rabbit", "white", "spots", "red"))
+    seen = view("in the forest", "photo", ("scarf", "blue"), time="sunset", seed=3)
+    first, second = (render(model, seen, size=48, samples_per_pixel=2) for _ in range(2))
+    assert first.size == (48, 48)
+    assert first.tobytes() == second.tobytes()
+
+
+@NEEDS_MITSUBA
+def test_the_mask_is_where_the_subject_changes_the_picture() -> None:
+    from data_prep.clay.render import build_model, render, render_mask
+
+    seen = view("on a white background", "photo", None)
+    red, blue = (build_model(plain("mug", color, "plain", "green")) for color in ("red", "blue"))
+    pictures = [
+        np.asarray(render(model, seen, size=64, samples_per_pixel=4), float)
+        for model in (red, blue)
+    ]
+    mask = np.asarray(render_mask(red, seen, size=64))
+    changed = np.abs(pictures[0] - pictures[1]).max(-1) > 60
+    inside = mask > 127
+    assert 0.05 < inside.mean() < 0.6
+    assert (changed & inside).sum() / changed.sum() > 0.95
+    assert (changed & inside).sum() / inside.sum() > 0.8
+
+
+@NEEDS_MITSUBA
+@pytest.mark.parametrize("place", world.PLACES)
+def test_every_place_can_be_rendered_and_looks_like_no_other(place: str) -> None:
+    from data_prep.clay.render import build_model, render
+
+    model = build_model(plain("mug", "gray", "plain", "blue"))
+    picture = render(model, view(place, "photo", None, seed=1), size=32, samples_per_pixel=1)
+    corner = np.asarray(picture, float)[24:, :6].mean((0, 1))
+    expected = {"on a red carpet": 0, "on the grass": 1, "on a blue background": 2}
+    if place in expected:
+        assert int(corner.argmax()) == expected[place]
+    assert np.asarray(picture).std() > 3
+
+
+def fake_shards(folder: Path, count: int) -> None:
+    """Finished shards as rendering leaves them, with pictures of one byte."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "shards").mkdir()
+    for start in range(0, 32 * count, 32):
+        rows = []
+        for number in range(start * 3, start * 3 + 96):
+            name = f"images/{number:06d}.jpg"
+            (folder / name).write_bytes(b"x")
+            rows.append({"file_name": name})
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "shards" / f"{start:06d}.jsonl").write_text(text)
+
+
+def test_only_missing_and_broken_shards_are_rendered(tmp_path: Path) -> None:
+    fake_shards(tmp_path, 4)
+    shards, warnings = tmp_path / "shards", []
+    (shards / "000000.jsonl").write_text('{"file_name": "images/0000')
+    (tmp_path / "images" / "000100.jpg").write_bytes(b"")
+    lines = (shards / "000064.jsonl").read_text().splitlines(keepends=True)
+    (shards / "000064.jsonl").write_text("".join(lines[:-1]))
+    jobs = [(tmp_path, 0, range(start, start + 32)) for start in range(0, 160, 32)]
+    missing = dataset._still_to_render(tmp_path, jobs, warnings.append)
+    assert [job[2].start for job in missing] == [0, 32, 64, 128]
+    assert len(warnings) == 3
+    assert "000000.jsonl is not what was written" in warnings[0]
+    assert "images/000100.jpg" in warnings[1]
+    assert "95 pictures" in warnings[2]
+    assert [path.name for path in shards.iterdir()] == ["000096.jsonl"]
+
+
+def test_metadata_rows_are_read_back_in_order(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "000032.jsonl").write_text('{"n": 2}\n{"n": 3}\n')
     (tmp_path / "shards" / "000000.jsonl").write_text('{"n": 0}\n{"n": 1}\n')
     (tmp_path / "shards" / "000064.partial").write_text('{"n": 4}\n')
-    assert [row["n"] for row in read_metadata(tmp_path)] == [0, 1, 2, 3]
+    assert [row["n"] for row in dataset.read_metadata(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_reading_names_a_broken_shard(tmp_path: Path) -> None:
+    fake_shards(tmp_path, 2)
+    (tmp_path / "shards" / "000032.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"000032\.jsonl is not what was written"):
+        dataset.read_metadata(tmp_path)
 
 
 @NEEDS_MITSUBA
-def test_same_seed_gives_the_same_bytes_and_views_of_one_identity_differ() -> None:
-    from data_prep.clay.render import build_model, encode_jpeg, render
-
-    identity, _, rng = draw(11)
-    first = world.plain_view(rng, identity, place="on the grass")
-    second = world.plain_view(rng, identity, place="in the snow")
-    model = build_model(identity)
-    pictures = [render(model, seen, size=32, samples_per_pixel=4) for seen in (first, second)]
-    assert [picture.size for picture in pictures] == [(32, 32)] * 2
-    again = render(build_model(draw(11)[0]), first, size=32, samples_per_pixel=4)
-    assert encode_jpeg(again) == encode_jpeg(pictures[0])
-    assert model.identity == identity
-    # Grass is greenest, snow is bright: the lower corners show the ground.
-    grass, snow = (picture.getpixel((1, 30)) for picture in pictures)
-    assert grass[1] > max(grass[0], grass[2]) + 20
-    assert min(snow) > 150
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_ends_with_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "000000.jpg").symlink_to("/dev/full")
+    with pytest.raises(DataError, match="No space left on device"):
+        list(dataset.render_dataset(tmp_path, num_pictures=3, seed=0, num_workers=1))

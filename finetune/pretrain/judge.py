@@ -1,0 +1,192 @@
+"""The judge's stage: attributes and identities of renders, told apart by a network that sees nothing else.
+
+Cross-entropy for each attribute, and a supervised contrast of identities (Khosla et al. 2020, eq. 2) over
+pairs of views of one subject. Pictures are turned, zoomed and moved, so that small things are learnt
+by their looks and not by where they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from data_prep.clay import world
+from finetune.files import atomic_folder
+from finetune.judge import Judge
+from finetune.pretrain.data import Pictures
+from finetune.pretrain.stage import StageConfig, save_rows, to_uint8
+
+NOTHING = "none"
+"""What a picture shows where nothing is worn."""
+LABELS: dict[str, tuple[str, ...]] = {
+    "class": world.CLASSES,
+    "color": tuple(world.COLORS),
+    "color2": tuple(world.COLORS),
+    "pattern": tuple(world.PATTERNS),
+    "accessory": (NOTHING, *world.ACCESSORIES),
+    "accessory_color": tuple(world.COLORS),
+    "place": world.PLACES,
+    "time": tuple(world.TIMES),
+    "style": tuple(world.STYLES),
+}
+_ONLY_COLORS = frozenset({"color", "color2", "accessory_color", "place", "time"})
+"""Attributes that a style without colours hides; shapes stay."""
+
+
+class JudgeConfig(StageConfig):
+    """Shape and training of the judge."""
+
+    channels: tuple[int, ...] = (48, 96, 192)
+    """Channels of the residual stages, whose pictures shrink by 4, 8, 16."""
+    depths: tuple[int, ...] = (2, 3, 4)
+    """Residual blocks of the stages."""
+    identity_dim: int = Field(128, gt=0)
+    """Dimensions of the identity embedding."""
+    contrast_weight: float = Field(0.15, ge=0)
+    """Weight of the identity contrast beside the mean cross-entropy of the attributes."""
+    temperature: float = Field(0.1, gt=0)
+    """Of the contrast."""
+    max_turn: float = Field(8.0, ge=0)
+    """Pictures are turned by up to this many degrees."""
+    max_zoom: float = Field(0.15, ge=0, lt=1)
+    """Pictures grow or shrink by up to this share."""
+    max_shift: float = Field(0.08, ge=0, lt=1)
+    """Pictures are moved by up to this share of their width."""
+
+
+def truth_of(identity: world.Identity, view: world.View) -> dict[str, str | None]:
+    """The true label of each attribute; None where a picture does not tell it."""
+    kind, color = view.accessory or (NOTHING, None)
+    truth: dict[str, str | None] = {
+        "class": identity.class_noun,
+        "color": identity.color,
+        "color2": None if identity.pattern == "plain" else identity.color2,
+        "pattern": identity.pattern,
+        "accessory": kind,
+        "accessory_color": color,
+        "place": view.place,
+        "time": view.time,
+        "style": view.style,
+    }
+    if world.untold_by(view.style):
+        truth.update(dict.fromkeys(_ONLY_COLORS))
+    return truth
+
+
+def targets_of(truths: list[tuple[world.Identity, world.View]]) -> dict[str, Tensor]:
+    """Indices into `LABELS`, -100 where there is nothing to tell, [N] per attribute."""
+    rows = [truth_of(identity, view) for identity, view in truths]
+    return {
+        name: torch.tensor(
+            [-100 if row[name] is None else labels.index(str(row[name])) for row in rows]
+        )
+        for name, labels in LABELS.items()
+    }
+
+
+def identity_contrast(embeds: Tensor, identities: Tensor, temperature: float) -> Tensor:
+    """Supervised contrast (Khosla et al. 2020, L_out): views of one identity attract each other.
+
+    `embeds` [B, D] are unit, `identities` [B] their subjects; views without a partner do not count.
+    """
+    logits = embeds @ embeds.T / temperature
+    itself = torch.eye(len(embeds), dtype=torch.bool)
+    positive = (identities[:, None] == identities) & ~itself
+    log_share = logits - logits.masked_fill(itself, -math.inf).logsumexp(1, keepdim=True)
+    count = positive.sum(1)
+    loss = -(log_share * positive).sum(1) / count.clamp(min=1)
+    return loss[count > 0].mean()
+
+
+class JudgeStage:
+    """Trains a `Judge` on pictures and their truths."""
+
+    name = "judge"
+
+    def __init__(self, config: JudgeConfig, pictures: Pictures) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.pictures = config, pictures
+        self.targets = targets_of(pictures.truths)
+        views = defaultdict(list)
+        for index, (identity, view) in enumerate(pictures.truths):
+            if not world.untold_by(view.style):
+                views[identity].append(index)
+        self.views = [indices for indices in views.values() if len(indices) > 1]
+        self.judge = Judge(
+            labels=LABELS,
+            image_size=pictures.pixels.shape[1],
+            channels=config.channels,
+            depths=config.depths,
+            identity_dim=config.identity_dim,
+        ).train()
+        self.judge.backbone.to(memory_format=torch.channels_last)
+        self.modules = nn.ModuleDict({"judge": self.judge})
+        self.made_of = {"pictures": pictures.fingerprint}
+
+    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Indices of pictures [B] and whose they are [B]: pairs of views, and lone ones of any style."""
+        pairs = self.config.batch_size * 3 // 8
+        chosen = torch.randperm(len(self.views), generator=generator)[:pairs].tolist()
+        indices, identities = [], []
+        for index in chosen:
+            views = self.views[index]
+            for number in torch.randperm(len(views), generator=generator)[:2].tolist():
+                indices.append(views[number])
+                identities.append(index)
+        alone = self.config.batch_size - len(indices)
+        others = torch.randint(len(self.pictures.pixels), (alone,), generator=generator)
+        lone = -1 - torch.arange(alone)
+        return torch.cat([torch.tensor(indices), others]), torch.cat(
+            [torch.tensor(identities), lone]
+        )
+
+    def _moved(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Pictures [B, 3, H, W] turned, zoomed and moved at random, edges repeated."""
+        count, config = len(pixels), self.config
+        turn, zoom, dx, dy = 2 * torch.rand(4, count, generator=generator) - 1
+        turn, zoom = turn * math.radians(config.max_turn), 1 + zoom * config.max_zoom
+        rows = [
+            torch.stack([zoom * turn.cos(), -zoom * turn.sin(), 2 * dx * config.max_shift], 1),
+            torch.stack([zoom * turn.sin(), zoom * turn.cos(), 2 * dy * config.max_shift], 1),
+        ]
+        grid = F.affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
+        return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+    def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Mean cross-entropy of the attributes and the contrast; shares of right answers."""
+        indices, identities = self._batch(generator)
+        pixels = self._moved(self.pictures.pixel_values(indices), generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, embeds = self.judge(pixels.contiguous(memory_format=torch.channels_last))
+        errors, right = [], {}
+        for name, values in logits.items():
+            target = self.targets[name][indices]
+            told = target >= 0
+            if told.any():
+                errors.append(F.cross_entropy(values[told].float(), target[told]))
+                right[name] = (values[told].argmax(1) == target[told]).float().mean()
+        contrast = identity_contrast(embeds, identities, self.config.temperature)
+        total = torch.stack(errors).mean() + self.config.contrast_weight * contrast
+        return {"loss": total, "contrast": contrast.detach(), **right}
+
+    def sample(self, path: Path) -> None:
+        """Pictures in the first row, below each the five that the judge holds for the same subject."""
+        self.judge.eval()
+        with torch.no_grad():
+            pixels = self.pictures.pixel_values(list(range(min(300, len(self.pictures.pixels)))))
+            _, embeds = self.judge(pixels)
+        similarity = (embeds @ embeds.T).fill_diagonal_(2.0)
+        nearest = similarity[:12].topk(6).indices
+        save_rows([to_uint8(pixels[row]) for row in nearest.T], path)
+        self.judge.train()
+
+    def save(self, folder: Path) -> None:
+        """Write `network`."""
+        with atomic_folder(folder / "network") as target:
+            self.judge.save_pretrained(target)
