@@ -218,6 +218,7 @@ def budget_text(config: CompareConfig, runs: Mapping[str, RunConfig]) -> str:
     steps = {run.training.num_steps for run in runs.values()}
     batches = {run.training.batch_size for run in runs.values()}
     if len(steps) == len(batches) == 1 and len(runs) > 1:
-        same = f"{steps.pop()} optimizer steps of {batches.pop()} photos"
+        count = batches.pop()
+        same = f"{steps.pop()} optimizer steps with {count} photo{'s' if count > 1 else ''} each"
         return f"Every method trained as configured, all for {same}.{tuned}"
     return f"Every method trained for its own number of steps.{tuned}"

@@ -173,7 +173,7 @@ def test_what_was_made_equal_is_told(values: Values) -> None:
         config = validate(CompareConfig, values(**changes), "test")
         return budget_text(config, method_runs(config, load_method))
 
-    assert text().endswith("all for 2 optimizer steps of 1 photos.")
+    assert text().endswith("all for 2 optimizer steps with 1 photo each.")
     longer = {"methods": {"low": {"training": {"num_steps": 9}}}}
     assert text(**longer) == "Every method trained for its own number of steps."
     tuned = text(tune={"trials": 2}, budget={"kind": "pictures", "amount": 8})
