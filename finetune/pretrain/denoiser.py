@@ -19,6 +19,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor
 from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -124,7 +125,7 @@ def encode(vae: AutoencoderKL, clip: DualEncoder, pictures: Pictures) -> Encoded
 def build_unet(config: DenoiserConfig, latent_shape: tuple[int, ...], text_size: int) -> Any:
     """A `UNet2DConditionModel` for latents of `latent_shape` [C, h, w], from random weights."""
     levels = len(config.block_out_channels)
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=latent_shape[-1],
         in_channels=latent_shape[0],
         out_channels=latent_shape[0],
@@ -136,6 +137,9 @@ def build_unet(config: DenoiserConfig, latent_shape: tuple[int, ...], text_size:
         attention_head_dim=4,  # the number of heads, despite the name (a diffusers quirk)
         norm_num_groups=32,
     ).to(memory_format=torch.channels_last)
+    # For so few positions plain matrix products are a sixth faster to train on a CPU than fused attention.
+    unet.set_attn_processor(AttnProcessor())
+    return unet
 
 
 class Alignment(nn.Module):
