@@ -7,6 +7,7 @@ is named and rendered anew.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -23,6 +24,16 @@ VIEWS_PER_IDENTITY = 3
 CAPTIONS_PER_PICTURE = 4
 _IDENTITIES_PER_SHARD = 32
 PICTURES_PER_SHARD = VIEWS_PER_IDENTITY * _IDENTITIES_PER_SHARD
+
+
+def require_renderer() -> None:
+    """Raise `DataError` where the packages that render are not installed."""
+    missing = [name for name in ("mitsuba", "skimage") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DataError(
+            f"Rendering the clay world needs {' and '.join(missing)}, which is not installed: "
+            "pip install 'finetune-subject[clay]'"
+        )
 
 
 def draw(seed: int, index: int) -> tuple[world.Identity, list[tuple[world.View, list[str]]]]:
@@ -80,6 +91,17 @@ def _shard(folder: Path, start: int) -> Path:
     return folder / "shards" / f"{start:06d}.jsonl"
 
 
+_END_OF_JPEG = b"\xff\xd9"
+
+
+def _is_whole(picture: Path) -> bool:
+    if not picture.is_file() or picture.stat().st_size < len(_END_OF_JPEG):
+        return False
+    with picture.open("rb") as file:
+        file.seek(-len(_END_OF_JPEG), os.SEEK_END)
+        return file.read() == _END_OF_JPEG
+
+
 def _fault(shard: Path, folder: Path) -> str | None:
     """What is wrong with a finished shard; None where nothing is."""
     try:
@@ -90,10 +112,19 @@ def _fault(shard: Path, folder: Path) -> str | None:
     if len(names) != PICTURES_PER_SHARD:
         return f"lists {len(names)} pictures instead of {PICTURES_PER_SHARD}"
     for name in names:
-        picture = folder / name
-        if not picture.is_file() or picture.stat().st_size == 0:
-            return f"lists {name}, which is missing or empty"
+        if not _is_whole(folder / name):
+            return f"lists {name}, which is missing or cut short"
     return None
+
+
+def _check_world(shard: Path, seed: int) -> None:
+    """Raise `DataError` for a shard of another world, which is nobody's to delete."""
+    first = json.loads(shard.read_text("utf-8").splitlines()[0])
+    identity, _ = draw(seed, first["identity_index"])
+    if first["identity"] != json.loads(json.dumps(identity.to_dict())):
+        raise DataError(
+            f"{shard} is of another world than seed {seed} has now. Render into another folder."
+        )
 
 
 def _still_to_render(
@@ -108,6 +139,8 @@ def _still_to_render(
             warn(f"{shard} {fault}; its pictures are rendered anew.")
             shard.unlink()
             missing.append(job)
+        else:
+            _check_world(shard, job[1])
     return missing
 
 
@@ -125,9 +158,10 @@ def render_dataset(
     shards of that are named to `warn`. `num_pictures` is rounded up to whole shards (96 pictures);
     `metadata.jsonl` is written last.
 
-    Raises `DataError` where the folder cannot be written to, for instance when the disk is full; what is
-    finished stays.
+    Raises `DataError` where the renderer is not installed, where the folder holds another world, and where
+    it cannot be written to, for instance when the disk is full; what is finished stays.
     """
+    require_renderer()
     num_identities = -(-num_pictures // VIEWS_PER_IDENTITY)
     starts = range(0, num_identities, _IDENTITIES_PER_SHARD)
     jobs = [(folder, seed, range(start, start + _IDENTITIES_PER_SHARD)) for start in starts]

@@ -11,8 +11,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.clay.dataset import describe
-from data_prep.clay.render import build_model, encode_jpeg, render, render_mask
+from data_prep.clay.dataset import describe, require_renderer
 from data_prep.clay.world import ANIMALS, Identity, caption, plain_view
 from data_prep.masks import MASK_FOLDER
 
@@ -61,6 +60,8 @@ HELD_OUT_PLACES = (
 
 
 def _render_views(name: str, part: str, identity: Identity, folder: Path) -> None:
+    from data_prep.clay.render import build_model, encode_jpeg, render, render_mask
+
     model = build_model(identity)
     places = HELD_OUT_PLACES if part else TRAINING_PLACES
     (folder / MASK_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -81,8 +82,9 @@ def render_subjects(folder: Path, *, group: str = "examples") -> Iterator[str]:
     """Write `<name>/*.jpg` (5 training views) and `<name>/held_out/*.jpg` (8), each with its masks.
 
     Beside them `subjects.yaml` says what each subject is. Yields the names of the subjects of `group`, one
-    of `GROUPS`.
+    of `GROUPS`. Raises `DataError` where the renderer is not installed.
     """
+    require_renderer()
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["# What each subject is; see `finetune compare --help`."]
     for name, identity in GROUPS[group].items():

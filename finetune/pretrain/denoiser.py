@@ -21,15 +21,16 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from finetune.checkpoint import needed_bytes
 from finetune.diffusion import DiscreteDiffusion
 from finetune.dual_encoder import DualEncoder
-from finetune.files import atomic_folder
+from finetune.files import atomic_folder, partial_of, require_space
 from finetune.pretrain.data import Pictures
 from finetune.pretrain.stage import StageConfig, save_rows, to_uint8
 
@@ -93,19 +94,25 @@ class Encoded:
     """The picture encoder's last map, [N, F, height, width]."""
 
     def save(self, path: Path, origin: str) -> None:
-        """Write a file that names its `origin`."""
+        """Write a file that names its `origin`, whole or not at all."""
         tensors = {name: tensor.contiguous() for name, tensor in vars(self).items()}
-        save_file(tensors, path, metadata={"origin": origin})
+        require_space(path, needed_bytes(tensors))
+        partial = partial_of(path)
+        save_file(tensors, partial, metadata={"origin": origin})
+        partial.replace(path)
 
     @staticmethod
     def load(path: Path, origin: str) -> Encoded | None:
-        """What `path` holds; None where there is no such file or it is of another `origin`."""
+        """What `path` holds; None where there is no whole file or it is of another `origin`."""
         if not path.is_file():
             return None
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("origin") != origin:
-                return None
-        return Encoded(**load_file(path))
+        try:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("origin") != origin:
+                    return None
+            return Encoded(**load_file(path))
+        except SafetensorError:
+            return None
 
 
 @torch.no_grad()

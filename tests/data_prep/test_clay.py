@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 
 from data_prep.clay import dataset, world
-from data_prep.clay.subjects import GROUPS, HELD_OUT_PLACES, TRAINING_PLACES
+from data_prep.clay.subjects import (
+    GROUPS,
+    HELD_OUT_PLACES,
+    TRAINING_PLACES,
+    render_subjects,
+)
 from data_prep.errors import DataError
 
 NEEDS_SHAPES = pytest.mark.skipif(
@@ -288,15 +293,18 @@ def test_every_place_can_be_rendered_and_looks_like_no_other(place: str) -> None
 
 
 def fake_shards(folder: Path, count: int) -> None:
-    """Finished shards as rendering leaves them, with pictures of one byte."""
+    """Finished shards as rendering leaves them, with pictures that are no more than an end."""
     (folder / "images").mkdir(parents=True)
     (folder / "shards").mkdir()
     for start in range(0, 32 * count, 32):
         rows = []
         for number in range(start * 3, start * 3 + 96):
             name = f"images/{number:06d}.jpg"
-            (folder / name).write_bytes(b"x")
-            rows.append({"file_name": name})
+            (folder / name).write_bytes(b"\xff\xd8\xff\xd9")
+            index = number // 3
+            identity, views = dataset.draw(0, index)
+            told = dataset.describe(identity, views[number % 3][0])
+            rows.append({"file_name": name, "identity_index": index, **told})
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "shards" / f"{start:06d}.jsonl").write_text(text)
 
@@ -305,7 +313,7 @@ def test_only_missing_and_broken_shards_are_rendered(tmp_path: Path) -> None:
     fake_shards(tmp_path, 4)
     shards, warnings = tmp_path / "shards", []
     (shards / "000000.jsonl").write_text('{"file_name": "images/0000')
-    (tmp_path / "images" / "000100.jpg").write_bytes(b"")
+    (tmp_path / "images" / "000100.jpg").write_bytes(b"\xff\xd8\xff")
     lines = (shards / "000064.jsonl").read_text().splitlines(keepends=True)
     (shards / "000064.jsonl").write_text("".join(lines[:-1]))
     jobs = [(tmp_path, 0, range(start, start + 32)) for start in range(0, 160, 32)]
@@ -316,6 +324,31 @@ def test_only_missing_and_broken_shards_are_rendered(tmp_path: Path) -> None:
     assert "images/000100.jpg" in warnings[1]
     assert "95 pictures" in warnings[2]
     assert [path.name for path in shards.iterdir()] == ["000096.jsonl"]
+
+
+def test_a_folder_of_another_world_is_refused_and_left_alone(tmp_path: Path) -> None:
+    fake_shards(tmp_path, 1)
+    jobs = [(tmp_path, 7, range(32))]
+    with pytest.raises(DataError, match="another world than seed 7"):
+        dataset._still_to_render(tmp_path, jobs, print)
+    assert (tmp_path / "shards" / "000000.jsonl").is_file()
+
+
+@pytest.mark.parametrize("name", ["mitsuba", "skimage"])
+def test_a_missing_renderer_names_the_extra(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda wanted: None if wanted == name else real(wanted)
+    )
+    for work in (
+        lambda: list(dataset.render_dataset(tmp_path / "a", num_pictures=96, seed=0)),
+        lambda: list(render_subjects(tmp_path / "b")),
+    ):
+        with pytest.raises(DataError, match=rf"{name}.*finetune-subject\[clay\]"):
+            work()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_metadata_rows_are_read_back_in_order(tmp_path: Path) -> None:
