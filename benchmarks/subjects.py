@@ -10,7 +10,7 @@ are those of the held-out views, and, for what can wear something, on prompts wi
   of them in which the judge still sees the class.
 
     python benchmarks/subjects.py [--folder examples/subjects] [--subjects dog cat] [--methods lora]
-        [--output benchmarks/subjects.json] [--prior-ablation] [section.key=value ...]
+        [--prior-ablation] --output benchmarks/subjects.json [section.key=value ...]
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Pictures:
 def pictures(base: BasePipeline, subject: str, class_noun: str) -> Pictures:
     """Pictures of `subject`, the same seeds for every row."""
     prompts = prompts_for(class_noun)
-    texts = [f"a photo of a {subject} {p.text}" for p in prompts for _ in range(IMAGES_PER_PROMPT)]
+    about = f"a photo of {with_article(subject)}"
+    texts = [f"{about} {p.text}" for p in prompts for _ in range(IMAGES_PER_PROMPT)]
     texts += [f"a photo of {with_article(class_noun)}"] * IMAGES_OF_CLASS
     images = generate(base, texts, list(range(100, 100 + len(texts))), SamplingConfig())
     return Pictures(prompts, images[:-IMAGES_OF_CLASS], images[-IMAGES_OF_CLASS:])
@@ -134,7 +135,7 @@ def main() -> None:
     parser.add_argument(
         "--prior-ablation", action="store_true", help="DreamBooth without prior too"
     )
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/subjects.json"))
+    parser.add_argument("--output", type=Path, required=True, help="JSON of all figures")
     parser.add_argument("--grids", type=Path, default=Path("runs/subjects"))
     arguments, overrides = parser.parse_known_args()
     base = load_base(BaseConfig(source="clay"))

@@ -1,8 +1,8 @@
 """Does the embedded base do what a caption says? 1,000 prompts over combinations never seen in training.
 
 DPM-Solver++ (deterministic), 20 steps, the default guidance. Judged, beside renders of the very same
-scenes; kernel distance to those renders, beside that of training renders; diversity of pictures of one
-prompt against that of renders of subjects that the prompt fits; the autoencoder; a contact sheet.
+scenes; kernel distance to renders of other unseen scenes, beside those of renders; diversity of pictures of
+one prompt against that of renders of subjects that the prompt fits; the autoencoder; a contact sheet.
 
     python benchmarks/clay/base.py --folder work/unseen --training-renders work/clay
 """
@@ -50,12 +50,25 @@ def like(scene: measures.Scene, count: int) -> list[measures.Scene]:
     return scenes
 
 
-def spread(judge: Judge, images: list[Image.Image]) -> float:
-    """Mean identity distance (1 - cosine) of pairs of pictures of one prompt, over all prompts."""
-    embeds = judge.embed_images(images).view(-1, PICTURES_PER_PROMPT, judge.identity_dim)
-    similarity = embeds @ embeds.transpose(1, 2)
-    off_diagonal = ~torch.eye(PICTURES_PER_PROMPT, dtype=torch.bool)
-    return float(1 - similarity[:, off_diagonal].mean())
+def spread(judge: Judge, images: list[Image.Image], nouns: list[str]) -> float:
+    """Mean identity distance (1 - cosine) of pairs of pictures of one prompt, over all prompts.
+
+    `nouns` are the prompts' classes. Only pictures in which the judge sees the class count: to draw
+    something else now and then is no diversity.
+    """
+    embeds, told, distances = judge.embed_images(images), judge.tell(images), []
+    for number, noun in enumerate(nouns):
+        start = number * PICTURES_PER_PROMPT
+        rows = [
+            index
+            for index in range(start, start + PICTURES_PER_PROMPT)
+            if told[index]["class"] == noun
+        ]
+        similarity = embeds[rows] @ embeds[rows].T
+        pairs = torch.triu(torch.ones_like(similarity, dtype=torch.bool), diagonal=1)
+        if pairs.any():
+            distances.append(float(1 - similarity[pairs].mean()))
+    return sum(distances) / len(distances)
 
 
 def diversity(
@@ -68,7 +81,8 @@ def diversity(
     made = generate(base, prompts, list(range(len(prompts))), sampling, show_progress=True)
     fitting = [other for scene in scenes for other in like(scene, PICTURES_PER_PROMPT)]
     renders = measures.rendered(fitting, folder / "like")
-    ours, theirs = spread(judge, made), spread(judge, renders)
+    nouns = [identity.class_noun for identity, _ in scenes]
+    ours, theirs = spread(judge, made, nouns), spread(judge, renders, nouns)
     return {
         "pictures": round(ours, 3),
         "renders": round(theirs, 3),
@@ -120,8 +134,9 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=measures.ROOT / "docs" / "clay-sheet.png")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    base, judge = load_base(BaseConfig(source="clay")), measures.load_judge()
+    base = load_base(BaseConfig(source="clay"))
     load_seconds = time.perf_counter() - started
+    judge = measures.load_judge()
     scenes = measures.held_out_scenes(arguments.pictures, seed=3)
     started = time.perf_counter()
     images = generate(
@@ -132,16 +147,24 @@ def main() -> None:
     paths = sorted((arguments.training_renders / "images").glob("*.jpg"))
     step = max(1, len(paths) // arguments.pictures)
     training = [Image.open(path).convert("RGB") for path in paths[::step][: arguments.pictures]]
-    unseen = measures.features(judge, renders)
+    alone = SAMPLING.model_copy(update={"batch_size": 1})
+    started = time.perf_counter()
+    generate(base, [prompt_of(scene) for scene in scenes[:8]], list(range(8)), alone)
+    alone_seconds = (time.perf_counter() - started) / 8
+    # The distance needs independent samples: other scenes than those that the pictures are of.
+    others = measures.held_out_scenes(arguments.pictures, seed=6)
+    unseen = measures.features(judge, measures.rendered(others, arguments.folder / "unseen-scenes"))
     contact_sheet(base, arguments.sheet)
     values = {
         "guidance_scale": SAMPLING.guidance_scale,
         "load_seconds": round(load_seconds, 2),
         "seconds_per_picture": round(seconds, 2),
+        "seconds_per_picture_alone": round(alone_seconds, 2),
         "pictures": measures.judged(judge, images, scenes),
         "renders of the same scenes": measures.judged(judge, renders, scenes),
         "kernel_distance": {
             "pictures": round(kernel_distance(judge, images, unseen), 4),
+            "renders of the same scenes": round(kernel_distance(judge, renders, unseen), 4),
             "training renders": round(kernel_distance(judge, training, unseen), 4),
         },
         "diversity": diversity(base, judge, arguments.folder, num_prompts=40, sampling=SAMPLING),

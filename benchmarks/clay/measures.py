@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
@@ -42,17 +43,23 @@ def share(right: Sequence[bool]) -> dict[str, Any]:
 def judged(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene]) -> dict[str, Any]:
     """Share of pictures in which the judge sees each attribute of its scene, where that can be seen.
 
-    `accessory present` counts the pictures that ask for one: kind and colour must be right. Colours are
-    told apart by whether the pattern leaves no doubt of which colour is the first.
+    Most pictures wear nothing, so `accessory, where worn` counts the others alone, and `accessory present`
+    asks for kind and colour of what is worn. `color, plain` leaves out the pictures that have two.
     """
     right: dict[str, list[bool]] = {name: [] for name in judge.labels}
-    extra: dict[str, list[bool]] = {"accessory present": [], "color, plain": []}
+    extra: dict[str, list[bool]] = {
+        "accessory, where worn": [],
+        "accessory present": [],
+        "color, plain": [],
+    }
     for told, (identity, view) in zip(judge.tell(images), scenes, strict=True):
         truth = truth_of(identity, view)
         for name, value in truth.items():
             if value is not None:
                 right[name].append(told[name] == value)
-        if truth["accessory_color"] is not None and truth["accessory"] != NOTHING:
+        if truth["accessory"] != NOTHING:
+            extra["accessory, where worn"].append(told["accessory"] == truth["accessory"])
+        if truth["accessory_color"] is not None:
             both = ("accessory", "accessory_color")
             extra["accessory present"].append(all(told[name] == truth[name] for name in both))
         if truth["color"] is not None and identity.pattern == "plain":
@@ -97,9 +104,13 @@ def render_scene(job: tuple[Scene, Path]) -> None:
 
 
 def rendered(scenes: Sequence[Scene], folder: Path) -> list[Image.Image]:
-    """Pictures of `scenes`, rendered into `folder` by two processes where they are not there yet."""
+    """Pictures of `scenes`, rendered into `folder` by two processes where they are not there yet.
+
+    A file's name is a hash of its scene, so that no picture of another scene is taken for it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{index:05d}.jpg" for index in range(len(scenes))]
+    names = [hashlib.sha256(repr(scene).encode()).hexdigest()[:20] for scene in scenes]
+    paths = [folder / f"{name}.jpg" for name in names]
     if not all(path.is_file() for path in paths):
         with ProcessPoolExecutor(2) as pool:
             list(pool.map(render_scene, zip(scenes, paths, strict=True), chunksize=8))
