@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from data_prep.clay.world import Identity, Pose, View, all_words
+from finetune.errors import CheckpointError
 from finetune.optim import ExponentialMovingAverage, learning_rate_factor
 from finetune.pretrain.autoencoder import AutoencoderConfig, AutoencoderStage
 from finetune.pretrain.contrast import contrastive_loss
@@ -156,3 +157,21 @@ def test_a_stage_stopped_and_resumed_equals_one_that_was_not(tmp_path: Path) -> 
     assert list(run_stage(second, tmp_path / "parts")) == [3, 4]
     for name, value in whole.vae.state_dict().items():
         assert torch.equal(value, second.vae.state_dict()[name]), name
+
+
+def test_a_stage_goes_on_with_the_settings_it_began_with(tmp_path: Path) -> None:
+    pictures = smooth_pictures(16, 32)
+    config = AutoencoderConfig(
+        num_steps=2, batch_size=2, learning_rate=1e-3, crop_size=16, checkpoint_every=2
+    )
+    list(run_stage(AutoencoderStage(config, pictures), tmp_path))
+    longer = config.model_copy(update={"num_steps": 3, "sample_every": 7})
+    assert list(run_stage(AutoencoderStage(longer, pictures), tmp_path)) == [3]
+    for name, value, match in (
+        ("learning_rate", 2e-3, "autoencoder.learning_rate 0.001, not 0.002"),
+        ("block_out_channels", (32, 64, 96, 128, 96), "block_out_channels"),
+        ("num_steps", 2, "learnt for 3 steps already"),
+    ):
+        other = config.model_copy(update={"num_steps": 3, name: value})
+        with pytest.raises(CheckpointError, match=match):
+            list(run_stage(AutoencoderStage(other, pictures), tmp_path))

@@ -85,8 +85,24 @@ class Stage(Protocol):
         ...
 
 
+_MAY_CHANGE = {"num_steps", "checkpoint_every", "sample_every"}
+"""What a stage can be told otherwise when it goes on."""
+
+
 def _check_origin(stage: Stage, state: dict[str, Any], checkpoint: Path) -> None:
-    """Refuse to go on from a checkpoint that learnt from something else."""
+    """Refuse to go on from a checkpoint that learnt from something else or was told otherwise."""
+    told = stage.config.model_dump(mode="json")
+    if state["step"] > told["num_steps"]:
+        raise CheckpointError(
+            f"{checkpoint} has learnt for {state['step']} steps already, more than {stage.name}.num_steps "
+            f"{told['num_steps']}. Raise it, or remove {checkpoint.parent} to begin anew."
+        )
+    for name in sorted(told.keys() - _MAY_CHANGE):
+        if state["config"].get(name) != told[name]:
+            raise CheckpointError(
+                f"{checkpoint} was made with {stage.name}.{name} {state['config'].get(name)}, not "
+                f"{told[name]}. Set it back, or remove {checkpoint.parent} to begin anew."
+            )
     for name, fingerprint in stage.made_of.items():
         if state["made_of"].get(name) != fingerprint:
             raise CheckpointError(
@@ -105,9 +121,11 @@ def run_stage(
     Stops early, with a checkpoint, after `max_minutes`, and at Ctrl-C or SIGTERM, which end the program.
     On the way out the modules hold the moving average of the weights; finished ones are saved.
 
-    Raises `CheckpointError` where `folder` holds a checkpoint that learnt from something else.
+    Raises `CheckpointError` where `folder` holds a checkpoint that learnt from something else, or with other
+    settings than the number of steps and what is written on the way.
     """
     started, config = time.monotonic(), stage.config
+    told = config.model_dump(mode="json")
     parameters = list(stage.modules.parameters())
     optimizer = build_adamw(
         [{"params": parameters, "lr": config.learning_rate, "weight_decay": config.weight_decay}],
@@ -136,7 +154,9 @@ def run_stage(
             **with_prefix("optimizer", optimizer_tensors(optimizer)),
             **{f"ema/{index}": value for index, value in enumerate(average.averages)},
         }
-        save_checkpoint(folder / "checkpoints", step, tensors, {"made_of": stage.made_of})
+        save_checkpoint(
+            folder / "checkpoints", step, tensors, {"made_of": stage.made_of, "config": told}
+        )
 
     folder.mkdir(parents=True, exist_ok=True)
     log = (folder / "losses.csv").open("a")
