@@ -115,8 +115,18 @@ def test_a_stage_names_the_one_that_is_missing(pictures: Path) -> None:
         run(config, "denoiser")
     with pytest.raises(ArtifactError, match="run --stage denoiser"):
         run(config, "decoder")
-    with pytest.raises(ArtifactError, match="run --stage contrast"):
+    with pytest.raises(ArtifactError, match="run --stage denoiser"):
         run(config, "assemble")
+
+
+def test_networks_that_do_not_belong_together_are_not_put_together(pictures: Path) -> None:
+    config = recipe(pictures)
+    run(config)
+    vae = config.work_folder / "autoencoder" / "vae" / "config.json"
+    vae.write_text(vae.read_text().replace("scaling_factor", "scaling_factor "))
+    for stage in ("decoder", "assemble"):
+        with pytest.raises(ArtifactError, match="denoiser .* learnt from another autoencoder"):
+            run(config, stage)
 
 
 def test_a_stage_without_time_is_not_finished(pictures: Path) -> None:

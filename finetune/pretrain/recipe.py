@@ -16,7 +16,7 @@ from data_prep.clay.world import all_words
 from data_prep.config import Section
 from finetune.dual_encoder import DualEncoder
 from finetune.errors import ArtifactError
-from finetune.files import atomic_folder, sha256_of
+from finetune.files import atomic_folder, read_json, sha256_of
 from finetune.judge import Judge
 from finetune.pretrain.autoencoder import AutoencoderConfig, AutoencoderStage
 from finetune.pretrain.contrast import ContrastConfig, ContrastStage
@@ -30,7 +30,7 @@ from finetune.pretrain.denoiser import (
     noise_scheduler,
 )
 from finetune.pretrain.judge import JudgeConfig, JudgeStage
-from finetune.pretrain.stage import Stage, run_stage
+from finetune.pretrain.stage import MADE_OF, Stage, run_stage
 from finetune.pretrain.tokenizer import build_tokenizer
 
 TRAINED = ("autoencoder", "contrast", "judge", "denoiser", "decoder")
@@ -77,9 +77,37 @@ class _Made:
         return folder
 
     def fingerprint(self, stage: str, name: str) -> str:
-        """SHA-256 over the weights of a network."""
-        files = sorted(self.folder(stage, name).glob("*.safetensors"))
+        """SHA-256 over the files of a network or tokenizer."""
+        files = sorted(self.folder(stage, name).iterdir())
         return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+
+    def fingerprints(self, stages: Sequence[str]) -> dict[str, str]:
+        """What the networks of `stages` are now, by the names that `made_of` gives them."""
+        places = {
+            "autoencoder": {"autoencoder": "vae"},
+            "contrast": {"CLIP": "clip", "tokenizer": "tokenizer"},
+            "denoiser": {"denoiser": "unet", "text encoder": "text_encoder"},
+        }
+        return {
+            title: self.fingerprint(stage, name)
+            for stage in stages
+            for title, name in places[stage].items()
+        }
+
+    def check(self, stage: str, stages: Sequence[str]) -> None:
+        """Raise `ArtifactError` where a finished stage learnt from other networks than those of `stages`."""
+        path = self.work_folder / stage / MADE_OF
+        if not path.is_file():
+            raise ArtifactError(
+                f"There is no finished {stage} in {path.parent}; run --stage {stage}."
+            )
+        learnt_from = read_json(path)
+        for title, fingerprint in self.fingerprints(stages).items():
+            if learnt_from.get(title) != fingerprint:
+                raise ArtifactError(
+                    f"The {stage} in {path.parent} learnt from another {title} than there is now. Remove "
+                    f"{path.parent} and run --stage {stage}."
+                )
 
     def vae(self, stage: str) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(self.folder(stage, "vae")).eval()
@@ -120,11 +148,7 @@ def _denoiser_stage(config: PretrainConfig, made: _Made, pictures: Pictures) -> 
         vae,
         text_encoder_of(clip),
         made.tokenizer(),
-        {
-            "pictures": pictures.fingerprint,
-            "autoencoder": made.fingerprint("autoencoder", "vae"),
-            "CLIP": made.fingerprint("contrast", "clip"),
-        },
+        {"pictures": pictures.fingerprint, **made.fingerprints(("autoencoder", "contrast"))},
     )
 
 
@@ -139,11 +163,7 @@ def _decoder_stage(config: PretrainConfig, made: _Made, pictures: Pictures) -> D
         unet,
         made.text_encoder(),
         made.tokenizer(),
-        {
-            "pictures": pictures.fingerprint,
-            "autoencoder": made.fingerprint("autoencoder", "vae"),
-            "denoiser": made.fingerprint("denoiser", "unet"),
-        },
+        {"pictures": pictures.fingerprint, **made.fingerprints(("autoencoder", "denoiser"))},
     )
 
 
@@ -154,7 +174,7 @@ def build_stage(name: str, config: PretrainConfig) -> Stage:
         made.folder("autoencoder", "vae")
         made.folder("contrast", "clip")
     if name == "decoder":
-        made.folder("denoiser", "unet")
+        made.check("denoiser", ("autoencoder", "contrast"))
     pictures = load_pictures(config.pictures)
     if name == "autoencoder":
         return AutoencoderStage(config.autoencoder, pictures)
@@ -208,6 +228,8 @@ def text_encoder_of(clip: DualEncoder) -> CLIPTextModel:
 def assemble(config: PretrainConfig) -> None:
     """Write the finished base, CLIP and judge from the stages' networks, weights in float16."""
     made = _Made(config.work_folder)
+    made.check("denoiser", ("autoencoder", "contrast"))
+    made.check("decoder", ("autoencoder", "denoiser"))
     tokenizer, clip, judge = made.tokenizer(), made.clip(), made.judge()
     pipe = StableDiffusionPipeline(
         vae=made.vae("decoder"),

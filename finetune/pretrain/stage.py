@@ -24,6 +24,7 @@ from finetune.checkpoint import (
     without_prefix,
 )
 from finetune.errors import CheckpointError
+from finetune.files import write_json
 from finetune.interrupt import exit_code, interruptible
 from finetune.optim import (
     ExponentialMovingAverage,
@@ -34,6 +35,9 @@ from finetune.optim import (
     set_learning_rate,
 )
 from finetune.seeding import generator_for
+
+MADE_OF = "made_of.json"
+"""Beside a stage's finished networks: what they learnt from."""
 
 
 class StageConfig(Section):
@@ -207,6 +211,7 @@ def run_stage(
     if finished:
         stage.sample(folder / "sample-last.png")
         stage.save(folder)
+        write_json(folder / MADE_OF, stage.made_of)
     return finished
 
 
