@@ -86,6 +86,7 @@ def atomic_folder(target: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
     `CheckpointError` that names the folder and, where told, what it needs; what was there before is
     untouched.
     """
+    target = target.resolve()  # "." has no name to write another one beside
     temporary = target.with_name(f".{target.name}.partial")
     outgoing = target.with_name(f".{target.name}.outgoing")
     try:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from data_prep.config import DataConfig
 from finetune.base import BasePipeline
 from finetune.compare.assemble import (
@@ -51,6 +53,11 @@ class Wanted:
     prompts: tuple[Prompt, ...]
     base_pictures: Path | None
     """The base's pictures by the same tool at the same seeds, in the same layout."""
+
+
+def open_given(path: Path) -> Image.Image:
+    """A picture that another tool made. Raises `CheckpointError` if it cannot be read."""
+    return open_picture(path, remedy="Replace it, or leave it out.")
 
 
 def find_all(wanted: Wanted) -> tuple[dict[str, Table], Table | None]:
@@ -115,12 +122,12 @@ def evaluated(
 
 
 def _side(path: Path) -> int:
-    return min(open_picture(path).size)
+    return min(open_given(path).size)
 
 
 def _size_remarks(tables: Mapping[str, Table]) -> list[str]:
     sizes = {
-        name: sorted({open_picture(p.path).size for row in table for p in row})
+        name: sorted({open_given(p.path).size for row in table for p in row})
         for name, table in tables.items()
     }
     every = {size for found in sizes.values() for size in found}
@@ -171,7 +178,7 @@ def _copied(row: str, table: Table, folder: Path) -> Cell:
     files = _places(row, table, folder)
     for line, paths in zip(table, files, strict=True):
         for picture, path in zip(line, paths, strict=True):
-            save_picture(open_picture(picture.path), path)
+            save_picture(open_given(picture.path), path)
     return _cell(row, files, table, folder)
 
 

@@ -70,15 +70,18 @@ def save_picture(image: Image.Image, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def open_picture(path: Path) -> Image.Image:
-    """A picture of a cell. Raises `CheckpointError` if it is gone or damaged."""
+def open_picture(path: Path, *, remedy: str | None = None) -> Image.Image:
+    """A picture of a cell, or another one with a `remedy` to name.
+
+    Raises `CheckpointError` if it is gone or damaged.
+    """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
+        again = f"Remove the folder {path.parent.parent}, and its cell is made again."
         raise CheckpointError(
-            f"The picture {path} cannot be read: {error}. Remove the folder {path.parent.parent}, and its "
-            "cell is made again."
+            f"The picture {path} cannot be read: {error}. {remedy or again}"
         ) from error
 
 

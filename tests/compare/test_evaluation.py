@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_prep.config import DataConfig
-from finetune.compare.evaluation import Wanted, evaluated
+from finetune.compare.evaluation import Wanted, evaluated, open_given
 from finetune.compare.folders import find_pictures, prompts_of
 from finetune.compare.measure import Scorers
 from finetune.errors import CheckpointError, ConfigError, DataError
@@ -167,3 +167,14 @@ def test_seeds_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError, match=r"row\.frozen base: choose another name"):
         evaluate({"frozen base": one})
     assert not (tmp_path / "scores").exists()
+
+
+def test_a_damaged_picture_of_somebody_s_is_named_and_nothing_is_to_be_removed(
+    pictures: Fill,
+) -> None:
+    folder = pictures("mine", "00-1.png")
+    content = (folder / "00-1.png").read_bytes()
+    (folder / "00-1.png").write_bytes(content[:60])
+    with pytest.raises(CheckpointError, match=r"00-1\.png cannot be read.*Replace it") as error:
+        open_given(folder / "00-1.png")
+    assert "Remove" not in str(error.value)
