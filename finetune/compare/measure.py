@@ -200,12 +200,24 @@ class SubjectMeter:
         if of_class:
             leak = scores.class_leak(self._views(encoder, files, of_class), reference.photos)
             found["class_leak"] = self._table(leak, files, of_class)
-        others = [place for place in self._places(("class", "unrelated")) if files[place]]
-        if base is not None and others:
-            moved = scores.drift(
-                self._views(encoder, files, others), self._views(encoder, base, others)
-            )
-            found["drift"] = self._table(moved, files, others)
+        if base is not None:
+            # A row may have more pictures of a prompt than the base, or fewer: what has no twin is left out.
+            pairs = [
+                list(zip(ours, theirs, strict=False))
+                for ours, theirs in zip(files, base, strict=True)
+            ]
+            mine = [[ours for ours, _ in row] for row in pairs]
+            twins = [[theirs for _, theirs in row] for row in pairs]
+            others = [place for place in self._places(("class", "unrelated")) if mine[place]]
+            if others:
+                moved = scores.drift(
+                    self._views(encoder, mine, others), self._views(encoder, twins, others)
+                )
+                table = self._table(moved, mine, others)
+                found["drift"] = tuple(
+                    row + (None,) * (len(files[place]) - len(row)) if row else row
+                    for place, row in enumerate(table)
+                )
         return found
 
     def _table(

@@ -169,6 +169,20 @@ def test_seeds_that_do_not_fit_are_refused(
     assert not (tmp_path / "scores").exists()
 
 
+def test_drift_pairs_pictures_prompt_by_prompt_whatever_their_numbers(
+    pictures: Fill, evaluate: Any
+) -> None:
+    """Three class pictures and one unrelated against one and three: four each, two twins."""
+    mine = pictures("mine", "00-1.png", "02-1.png", "02-2.png", "02-3.png", "03-1.png")
+    base = pictures("base", "00-1.png", "02-1.png", "03-1.png", "03-2.png", "03-3.png")
+    Image.open(mine / "03-1.png").save(base / "03-1.png")
+    results = evaluate({"mine": mine}, base_pictures=base)
+    (cell,) = [cell for cell in results.cells if cell.row == "mine"]
+    of_class, unrelated = cell.scores["drift/clay-clip"][2:]
+    assert of_class == (0.0, None, None)
+    assert unrelated == (0.0,)
+
+
 def test_a_damaged_picture_of_somebody_s_is_named_and_nothing_is_to_be_removed(
     pictures: Fill,
 ) -> None:
