@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,13 +21,8 @@ FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "clay" / "measures.p
 
 
 @pytest.fixture(scope="module")
-def measures() -> Any:
-    spec = importlib.util.spec_from_file_location("clay_measures", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def measures(load_script: Callable[[Path], ModuleType]) -> Any:
+    return load_script(FILE)
 
 
 def test_share_has_wilson_s_interval(measures: Any) -> None:
