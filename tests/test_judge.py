@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from data_prep.clay import dataset, world
 from finetune.encoders import load_encoder, load_text_encoder
-from finetune.errors import ArtifactError, ConfigError
+from finetune.errors import ArtifactError, ConfigError, DataError
 from finetune.judge import Judge
 from finetune.pretrain.data import Pictures
 from finetune.pretrain.judge import (
@@ -162,6 +163,38 @@ def test_batches_hold_pairs_of_views_and_lone_pictures() -> None:
         assert first != second
         assert stage.pictures.truths[first][0] == stage.pictures.truths[second][0]
     assert len(identities[~paired].unique()) == 8
+
+
+def test_half_of_the_pairs_are_subjects_of_one_class() -> None:
+    stage = JudgeStage(small(1), flat_pictures(400))
+    generator = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(20):
+        indices, identities = stage._batch(generator)
+        pairs = indices[identities >= 0].tolist()
+        nouns = Counter(stage.pictures.truths[index][0].class_noun for index in pairs)
+        noun, count = nouns.most_common(1)[0]
+        assert count >= 12  # Of 24 pictures, six pairs at least.
+        seen.add(noun)
+    assert len(seen) > 6
+
+
+def test_views_without_a_partner_are_refused() -> None:
+    lone = flat_pictures(2)
+    with pytest.raises(DataError, match="render more"):
+        JudgeStage(small(1), Pictures(lone.pixels[:1], lone.captions[:1], lone.truths[:1], "one"))
+
+
+def test_half_of_the_pictures_are_mirrored() -> None:
+    config = small(1).model_copy(update={"max_turn": 0.0, "max_zoom": 0.0, "max_shift": 0.0})
+    stage = JudgeStage(config, flat_pictures(12))
+    left = torch.zeros(200, 3, 8, 8)
+    left[..., :4] = 1
+    moved = stage._moved(left, torch.Generator().manual_seed(0))
+    mirrored = (moved - left.flip(-1)).abs().amax((1, 2, 3)) < 1e-5
+    same = (moved - left).abs().amax((1, 2, 3)) < 1e-5
+    assert bool((mirrored ^ same).all())
+    assert 70 < int(mirrored.sum()) < 130
 
 
 def test_moved_pictures_keep_flat_colours_and_shift_shapes() -> None:

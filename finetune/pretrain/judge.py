@@ -1,8 +1,9 @@
 """The judge's stage: attributes and identities of renders, told apart by a network that sees nothing else.
 
 Cross-entropy for each attribute, and a supervised contrast of identities (Khosla et al. 2020, eq. 2) over
-pairs of views of one subject. Pictures are turned, zoomed and moved, so that small things are learnt
-by their looks and not by where they were.
+pairs of views of one subject. Half of a batch's pairs are subjects of one class, which the class does not
+tell apart. Pictures are mirrored, turned, zoomed and moved, so that small things are learnt by their looks
+and not by where they were.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from data_prep.clay import world
+from finetune.errors import DataError
 from finetune.files import atomic_folder
 from finetune.judge import Judge
 from finetune.pretrain.data import Pictures
@@ -117,7 +119,15 @@ class JudgeStage:
         for index, (identity, view) in enumerate(pictures.truths):
             if not world.untold_by(view.style):
                 views[identity].append(index)
-        self.views = [indices for indices in views.values() if len(indices) > 1]
+        pairs = {identity: indices for identity, indices in views.items() if len(indices) > 1}
+        if not pairs:
+            raise DataError("No subject has two pictures in colour: render more pictures.")
+        self.views = list(pairs.values())
+        nouns = [identity.class_noun for identity in pairs]
+        self.alike = [
+            torch.tensor([index for index, other in enumerate(nouns) if other == noun])
+            for noun in sorted(set(nouns))
+        ]
         self.judge = Judge(
             labels=LABELS,
             image_size=pictures.pixels.shape[1],
@@ -132,28 +142,36 @@ class JudgeStage:
     def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Indices of pictures [B] and whose they are [B]: pairs of views, and lone ones of any style."""
         pairs = self.config.batch_size * 3 // 8
-        chosen = torch.randperm(len(self.views), generator=generator)[:pairs].tolist()
+        alike = self.alike[int(torch.randint(len(self.alike), (), generator=generator))]
+        near = alike[torch.randperm(len(alike), generator=generator)][: pairs // 2]
+        others = torch.randperm(len(self.views), generator=generator)
+        others = others[~torch.isin(others, near)][: pairs - len(near)]
         indices, identities = [], []
-        for index in chosen:
+        for index in torch.cat([near, others]).tolist():
             views = self.views[index]
             for number in torch.randperm(len(views), generator=generator)[:2].tolist():
                 indices.append(views[number])
                 identities.append(index)
         alone = self.config.batch_size - len(indices)
-        others = torch.randint(len(self.pictures.pixels), (alone,), generator=generator)
-        lone = -1 - torch.arange(alone)
-        return torch.cat([torch.tensor(indices), others]), torch.cat(
-            [torch.tensor(identities), lone]
+        lone = torch.randint(len(self.pictures.pixels), (alone,), generator=generator)
+        return (
+            torch.cat([torch.tensor(indices), lone]),
+            torch.cat([torch.tensor(identities), -1 - torch.arange(alone)]),
         )
 
     def _moved(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Pictures [B, 3, H, W] turned, zoomed and moved at random, edges repeated."""
+        """Pictures [B, 3, H, W] mirrored, turned, zoomed and moved at random, edges repeated."""
         count, config = len(pixels), self.config
         turn, zoom, dx, dy = 2 * torch.rand(4, count, generator=generator) - 1
         turn, zoom = turn * math.radians(config.max_turn), 1 + zoom * config.max_zoom
+        side = 1 - 2 * torch.randint(2, (count,), generator=generator)
         rows = [
-            torch.stack([zoom * turn.cos(), -zoom * turn.sin(), 2 * dx * config.max_shift], 1),
-            torch.stack([zoom * turn.sin(), zoom * turn.cos(), 2 * dy * config.max_shift], 1),
+            torch.stack(
+                [side * zoom * turn.cos(), -zoom * turn.sin(), 2 * dx * config.max_shift], 1
+            ),
+            torch.stack(
+                [side * zoom * turn.sin(), zoom * turn.cos(), 2 * dy * config.max_shift], 1
+            ),
         ]
         grid = F.affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
         return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
