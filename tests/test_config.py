@@ -307,6 +307,8 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
         recipe = validate(PretrainConfig, values, str(path))
         assert recipe.output == Path("finetune/bases") / path.parent.name
         return
+    if path.name == "study.yaml":
+        return  # of subjects that are rendered first: see test_study.py
     if path.name == "compare.yaml":
         comparison = validate(CompareConfig, values, str(path))
         runs = method_runs(comparison, load_method)
