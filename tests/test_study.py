@@ -24,7 +24,7 @@ from methods import load_method
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAY = ROOT / "configs" / "clay"
-ROWS = ("dreambooth", "dreambooth_without_prior", "dreambooth_wrong_noun", "textual_inversion")
+ROWS = ("dreambooth", "dreambooth without prior", "dreambooth with wrong noun", "textual inversion")
 Values = Mapping[str, Mapping[str, Sequence[float | None]]]
 """Score id -> row -> a value per subject, the same for each of its pictures; None for none."""
 
@@ -60,13 +60,13 @@ def test_a_finding_is_the_paired_difference_with_student_s_interval(
     values = {
         "subject_fidelity": {
             "dreambooth": [0.7, 0.8, 0.6, 0.7],
-            "textual_inversion": [0.6, 0.6, 0.3, 0.5],  # differences 0.1, 0.2, 0.3, 0.2
-            "dreambooth_without_prior": [0.5, 0.6, 0.4, 0.5],  # 0.2 each: the paper says below 0
-            "dreambooth_wrong_noun": [0.2, 0.9, 0.9, 0.1],  # 0.5, -0.1, -0.3, 0.6
+            "textual inversion": [0.6, 0.6, 0.3, 0.5],  # differences 0.1, 0.2, 0.3, 0.2
+            "dreambooth without prior": [0.5, 0.6, 0.4, 0.5],  # 0.2 each: the paper says below 0
+            "dreambooth with wrong noun": [0.2, 0.9, 0.9, 0.1],  # 0.5, -0.1, -0.3, 0.6
         },
         "class_leak": {
             "dreambooth": [0.3, 0.2, 0.3, 0.2],
-            "dreambooth_without_prior": [0.4, 0.4, 0.6, 0.4],  # -0.1, -0.2, -0.3, -0.2
+            "dreambooth without prior": [0.4, 0.4, 0.6, 0.4],  # -0.1, -0.2, -0.3, -0.2
         },
     }
     found = {
@@ -83,10 +83,10 @@ def test_a_finding_is_the_paired_difference_with_student_s_interval(
 
     third = float(stats.t.ppf(1 - 0.05 / 6, 3)) * spread
     whole = float(stats.t.ppf(0.975, 3)) * spread
-    check("subject_fidelity", "textual_inversion", 0.2, third, "reproduced")
-    check("subject_fidelity", "dreambooth_without_prior", 0.2, 0.0, "reversed")
-    check("class_leak", "dreambooth_without_prior", -0.2, whole, "reproduced")
-    open_one = found["subject_fidelity", "dreambooth_wrong_noun"]
+    check("subject_fidelity", "textual inversion", 0.2, third, "reproduced")
+    check("subject_fidelity", "dreambooth without prior", 0.2, 0.0, "reversed")
+    check("class_leak", "dreambooth without prior", -0.2, whole, "reproduced")
+    open_one = found["subject_fidelity", "dreambooth with wrong noun"]
     assert open_one.outcome == "cannot tell"
     assert open_one.difference.interval.mean == pytest.approx(0.175)
     assert "would settle it" in open_one.difference.needed
@@ -98,7 +98,7 @@ def test_what_failed_is_left_out_of_both_rows_and_what_is_missing_is_not_measure
     values = {
         "drift": {
             "dreambooth": [0.1, 0.1, 0.2, 0.9],
-            "dreambooth_without_prior": [0.2, 0.3, 0.3, None],
+            "dreambooth without prior": [0.2, 0.3, 0.3, None],
         },
         "diversity": {"dreambooth": [0.1, 0.1, 0.2, 0.9]},
     }
@@ -111,7 +111,7 @@ def test_what_failed_is_left_out_of_both_rows_and_what_is_missing_is_not_measure
 
 def test_results_of_another_comparison_are_refused(study: Any, tmp_path: Path) -> None:
     other = results_of(tmp_path, {}, methods=("dreambooth", "lora"))
-    with pytest.raises(ArtifactError, match=r"no row .*_without_prior, .* and textual_inversion"):
+    with pytest.raises(ArtifactError, match=r"no row .* without prior, .* and textual inversion"):
         study.findings(other)
 
 
@@ -127,7 +127,7 @@ def test_findings_are_written_between_the_marks_and_nowhere_else(
     values = {
         "diversity": {
             "dreambooth": [0.5, 0.6, 0.5, 0.6],
-            "dreambooth_without_prior": [0.3, 0.4, 0.4, 0.5],  # 0.2, 0.2, 0.1, 0.1
+            "dreambooth without prior": [0.3, 0.4, 0.4, 0.5],  # 0.2, 0.2, 0.1, 0.1
         }
     }
     results = results_of(tmp_path, values)
@@ -142,7 +142,7 @@ def test_findings_are_written_between_the_marks_and_nowhere_else(
     assert "Old." not in text
     half = float(stats.t.ppf(0.975, 3)) * math.sqrt(4 * 0.05**2 / 3) / 2
     assert (
-        "| `dreambooth_without_prior` | diversity, clay-clip | DIV 0.391 against 0.371 (Table 3, Imagen) "
+        "| `dreambooth without prior` | diversity, clay-clip | DIV 0.391 against 0.371 (Table 3, Imagen) "
         f"| +0.150 (+{0.15 - half:.3f} to +{0.15 + half:.3f}) | **reproduced** |"
     ) in text
     assert "everything 51 min" in text
@@ -166,7 +166,8 @@ def config() -> CompareConfig:
 @pytest.mark.parametrize("name", ["study.yaml", "compare.yaml"])
 def test_rows_have_the_settings_of_their_methods_own_files(name: str) -> None:
     comparison = validate(CompareConfig, read_yaml(CLAY / name), name)
-    runs = method_runs(comparison, load_method)
+    named = method_runs(comparison, load_method)
+    runs = {row.replace(" ", "_"): run for row, run in named.items()}
     for kind in ("dreambooth", "lora", "textual_inversion"):
         own = build_run_config(read_yaml(CLAY / f"{kind}.yaml"), load_method, kind)
         for section in ("method", "prior", "loss", "optimizer", "training", "sampling"):
@@ -176,8 +177,8 @@ def test_rows_have_the_settings_of_their_methods_own_files(name: str) -> None:
 
 def test_dreambooth_s_variants_differ_from_it_in_one_thing_each(config: CompareConfig) -> None:
     right = config.methods["dreambooth"]
-    assert config.methods["dreambooth_without_prior"] == {**right, "prior": {"kind": "none"}}
-    wrong = dict(config.methods["dreambooth_wrong_noun"])
+    assert config.methods["dreambooth without prior"] == {**right, "prior": {"kind": "none"}}
+    wrong = dict(config.methods["dreambooth with wrong noun"])
     nouns = wrong.pop("class_noun")
     assert wrong == right
     assert set(nouns) == set(STUDY)

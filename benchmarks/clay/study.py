@@ -35,8 +35,8 @@ from finetune.results import RESULTS, Estimate, Results, ScoreInfo, read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- findings, by benchmarks/clay/study.py -->", "<!-- end of findings -->"
-DREAMBOOTH, WITHOUT_PRIOR = "dreambooth", "dreambooth_without_prior"
-WRONG_NOUN, TEXTUAL_INVERSION = "dreambooth_wrong_noun", "textual_inversion"
+DREAMBOOTH, WITHOUT_PRIOR = "dreambooth", "dreambooth without prior"
+WRONG_NOUN, TEXTUAL_INVERSION = "dreambooth with wrong noun", "textual inversion"
 SHOWN = ("subject_fidelity", "prompt_fidelity", "class_leak", "diversity", "drift", "copy_share")
 """Ids of the scores that the table of rows shows."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
