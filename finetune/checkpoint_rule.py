@@ -75,8 +75,8 @@ class Point:
     def excess(self, scale: Scale, limits: Limits) -> dict[str, float]:
         """How far beyond each limit that it breaks it is, in that limit's own unit.
 
-        All are shares in which 1 is a whole: of what another noise seed changes, of the pictures, of the frozen
-        base's prompt fidelity. Where the base has none of it, whatever is beyond counts as a whole.
+        All are shares in which 1 is a whole: of what another noise seed changes, of the pictures, of the
+        frozen base's prompt fidelity. Where the base has none of it, whatever is beyond counts as a whole.
         """
         at = scale.limits(limits)
         beyond = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from finetune.checkpoint_rule import (
     Limits,
     Point,
