@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from finetune import yardstick
 from finetune.bases import EMBEDDED
@@ -100,6 +101,9 @@ def test_every_number_is_that_of_the_pictures_on_the_disk(
     assert mean_of(results, REAL_PHOTOS, "subject_fidelity") == pytest.approx(
         float(others), abs=2e-6
     )
+    # Three rows of eight pictures and the photos as four outputs; none is embedded twice.
+    embedded_files = (tmp_path / "out" / "embeddings").rglob("*.safetensors")
+    assert sum(len(load_file(path)["vectors"]) for path in embedded_files) == 3 * 8 + 4
     # What methods learn from differs, what their pictures start from does not.
     seeds = {cell.noise_seeds for cell in results.cells if cell.noise_seeds}
     assert len(seeds) == 1
