@@ -48,6 +48,19 @@ class Scale:
     noise: float
     """Mean 1 - cosine between its pictures of one prompt at different noise seeds."""
 
+    def limits(self, limits: Limits) -> dict[str, float]:
+        """The limits in the scores' own units; prompt fidelity's is a lower one.
+
+        What prompt fidelity may lose is a share of the size of the base's, so that an encoder by which the
+        base meets its prompts worse than nothing (below 0) sets a limit as well.
+        """
+        lost = (1 - limits.min_prompt_fidelity) * abs(self.prompt_fidelity)
+        return {
+            "drift": limits.max_drift * self.noise,
+            "copy_share": limits.max_copy_share,
+            "prompt_fidelity": self.prompt_fidelity - lost,
+        }
+
 
 @dataclass(frozen=True)
 class Point:
@@ -60,15 +73,25 @@ class Point:
     copy_share: float
 
     def excess(self, scale: Scale, limits: Limits) -> dict[str, float]:
-        """How far beyond each limit it is, as a share of the limit; only limits that are broken."""
-        drift = limits.max_drift * scale.noise
-        prompt = limits.min_prompt_fidelity * scale.prompt_fidelity
+        """How far beyond each limit that it breaks it is, in that limit's own unit.
+
+        All are shares in which 1 is a whole: of what another noise seed changes, of the pictures, of the
+        frozen base's prompt fidelity. Where the base has none of it, whatever is beyond counts as a whole.
+        """
+        at = scale.limits(limits)
         beyond = {
-            "drift": self.drift / drift - 1 if drift > 0 else float(self.drift > 0),
-            "copy": self.copy_share - limits.max_copy_share,
-            "prompt_fidelity": 1 - self.prompt_fidelity / prompt if prompt > 0 else 0.0,
+            "drift": (self.drift - at["drift"], scale.noise),
+            "copy_share": (self.copy_share - at["copy_share"], 1.0),
+            "prompt_fidelity": (
+                at["prompt_fidelity"] - self.prompt_fidelity,
+                abs(scale.prompt_fidelity),
+            ),
         }
-        return {name: value for name, value in beyond.items() if value > 0}
+        return {
+            name: value / whole if whole > 0 else 1.0
+            for name, (value, whole) in beyond.items()
+            if value > 0
+        }
 
 
 def is_allowed(point: Point, scale: Scale, limits: Limits) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,19 @@ LOCK = ".lock"
 """In a folder that a run writes to; held while it does, and free again however the run ends."""
 MAX_JSON_BYTES = 16_000_000
 """Notes, states and manifests are thousands of times smaller."""
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def lacks_room(error: BaseException | None) -> bool:
+    """Whether an exception, or one that led to it, says that the disk is full or takes no writing."""
+    if error is None:
+        return False
+    found = isinstance(error, OSError) and error.errno in _NO_ROOM
+    if isinstance(error, SafetensorError):  # tells no number
+        found = any(os.strerror(number) in str(error) for number in _NO_ROOM)
+    return found or lacks_room(error.__cause__)
 
 
 def sha256_of(path: Path) -> str:

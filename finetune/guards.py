@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from PIL import Image
 
 from finetune.config import RunConfig
 from finetune.errors import UserError
+from finetune.generate import SamplingConfig
 from finetune.method import Method
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -97,8 +99,7 @@ def memory_remedies(config: RunConfig, method: Method) -> list[str]:
 
 
 @contextlib.contextmanager
-def memory_advice(config: RunConfig, method: Method) -> Iterator[None]:
-    """A context in which running out of memory becomes a `UserError` that names smaller settings."""
+def _advised(what: str, remedies: Callable[[], list[str]]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -106,6 +107,24 @@ def memory_advice(config: RunConfig, method: Method) -> Iterator[None]:
             raise
         place = "accelerator" if isinstance(error, torch.OutOfMemoryError) else "machine"
         raise UserError(
-            f"The memory of the {place} is too small for this run. Less is needed with, in this order: "
-            f"{', '.join(memory_remedies(config, method))}."
+            f"The memory of the {place} is too small for {what}. Less is needed with, in this order: "
+            f"{', '.join(remedies())}."
         ) from error
+
+
+def memory_advice(config: RunConfig, method: Method) -> AbstractContextManager[None]:
+    """A context in which running out of memory becomes a `UserError` that names smaller settings."""
+    return _advised("this run", lambda: memory_remedies(config, method))
+
+
+def picture_memory_advice(sampling: SamplingConfig, dtype: str) -> AbstractContextManager[None]:
+    """The same for the pictures of a comparison on a base of `dtype`."""
+    remedies = []
+    if sampling.batch_size > 1:
+        remedies.append("shared.sampling.batch_size=1")
+    if not sampling.cpu_offload:
+        remedies.append("shared.sampling.cpu_offload=true (with an accelerator)")
+    if dtype == "float32":
+        remedies.append("base.dtype=bfloat16")
+    remedies.append(f"a data.size below {sampling.size}")
+    return _advised("the comparison's pictures", lambda: remedies)

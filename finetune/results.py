@@ -247,6 +247,7 @@ class CurveSummary(Record):
 
     row: str
     steps: tuple[int, ...]
+    """At which all its cells were looked at; where some have ended, the others do not speak for the row."""
     scores: dict[str, tuple[Estimate, ...]]
     """Score key -> an estimate per step."""
     limits: dict[str, Number]

@@ -89,9 +89,20 @@ def check_family(method: Method, family: ModelFamily, *, source: str, kind: str)
         )
 
 
+def check_identifier(config: RunConfig) -> None:
+    """Raise `ConfigError` if the identifier is the class noun."""
+    identifier = config.method.model_dump().get("identifier")
+    if identifier is not None and identifier == config.data.class_noun:
+        raise ConfigError(
+            f"method.identifier is '{identifier}', the class noun itself, so the two could not be told "
+            "apart. Choose a rare token such as sks."
+        )
+
+
 def check_settings(config: RunConfig, family: ModelFamily, method: Method) -> None:
     """Raise `ConfigError` for what family, method, device or installed packages cannot do."""
     device, training = training_device(), config.training
+    check_identifier(config)
     check_optimizer(config.optimizer.name)
     is_half = {config.base.dtype, training.precision} != {"float32"}
     check_speed(
@@ -243,13 +254,10 @@ def validation_templates(config: RunConfig) -> tuple[str, ...]:
     return templates
 
 
-def build_yardstick(
-    base: BasePipeline, config: RunConfig, judges: Judges | None = None
-) -> Yardstick:
+def build_yardstick(base: BasePipeline, config: RunConfig) -> Yardstick:
     """What a run's validation pictures are held against. The base must be as it was loaded."""
     size = config.sampling.size or picture_size(base, config)
-    if judges is None:
-        judges = Judges.load(config.validation.scorers, base)
+    names = config.validation.scorers.resolved(base.source)
     return Yardstick(
         base,
         scored_photos(config.data, size=size),
@@ -257,7 +265,7 @@ def build_yardstick(
         class_noun=config.data.class_noun or "subject",
         num_images=config.validation.num_images,
         sampling=config.sampling.model_copy(update={"size": size}),
-        judges=judges,
+        judges=Judges.load(names, device=base.device),
     )
 
 
@@ -283,6 +291,7 @@ def prepare_training(
                 base,
                 method,
                 RunFolder(config.output).validation,
+                class_noun=config.data.class_noun or "subject",
                 checkpoint_every=config.training.checkpoint_every,
             )
         # Adapters draw their first weights from the global generator.

@@ -46,7 +46,7 @@ class TrainResult:
     finished: bool
     """False if the run was interrupted; it can be resumed."""
     signal: int
-    """Number of the signal that interrupted it, or 0."""
+    """Number of the signal that came meanwhile, or 0; one that came in the last step ended nothing here."""
     seconds: float
     """Wall-clock time of this call, samples and validation included."""
     step_seconds: float
@@ -64,8 +64,11 @@ class TrainResult:
 class Watch(Protocol):
     """Looks at what is learnt along the way, and may end the run."""
 
-    def restore(self, step: int) -> bool:
-        """Go on after `step`, with the weights as they were then; whether the run had ended there."""
+    def restore(self, step: int, *, last: bool) -> bool:
+        """Go on after `step`, with the weights as they were then; whether the run had ended there.
+
+        `last` says that it is the run's last step.
+        """
 
     def look(self, step: int) -> bool:
         """Look at the weights as they are after `step`; whether the run should end."""
@@ -183,7 +186,7 @@ def train(
 
     With `resume`, continues from the newest whole checkpoint in `folder`. `on_sample(step)` is called
     in the main process every `config.samples.every` steps; `watch`, which only that process has, looks
-    every `config.validation.every`. Raises `CheckpointError` if a checkpoint
+    every `config.validation.every`, and at the end. Raises `CheckpointError` if a checkpoint
     belongs to other data or another base, `UserError` if the loss stays infinite.
     """
     # Objects.
@@ -231,7 +234,8 @@ def train(
     if is_main:
         tracker.rewind(progress.step)
     with averaged(average, parameters):
-        ended = watch is not None and watch.restore(progress.step)
+        last = progress.step >= training.num_steps
+        ended = watch is not None and watch.restore(progress.step, last=last)
     ends = _agreed(accelerator, ended)
 
     # Loop.
@@ -314,13 +318,15 @@ def train(
             check_finite(progress.non_finite, progress.step, config)
             if training.max_seconds is not None:
                 ends = _agreed(accelerator, progress.seconds >= training.max_seconds)
-            if _is_due(progress.step, config.validation.every):
+            last = ends or progress.step >= training.num_steps
+            if config.validation.is_due(progress.step, last=last):
                 with averaged(average, parameters):
                     seen_enough = watch is not None and watch.look(progress.step)
                 ends = _agreed(accelerator, seen_enough) or ends
         seconds = time.monotonic() - started
         if is_main and progress.step > progress.saved:
             checkpoints.save(progress)
+        stop = stop or interrupted()
     accelerator.wait_for_everyone()
     recent = losses[-max(1, len(losses) // 10) :]
     mean = sum(recent) / len(recent) if recent else float("nan")
@@ -330,7 +336,7 @@ def train(
     return TrainResult(
         step=progress.step,
         finished=finished,
-        signal=0 if finished else stop,
+        signal=stop,
         seconds=seconds,
         step_seconds=progress.seconds,
         stopped_early=ends and progress.step < training.num_steps,

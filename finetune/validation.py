@@ -44,7 +44,7 @@ class ValidationConfig(Section):
     """Looking at what is learnt along the way, by pictures of prompts that nothing is ranked by."""
 
     every: int | None = Field(None, gt=0)
-    """Optimizer steps between looks; null never looks."""
+    """Optimizer steps between looks; the last step is always looked at. Null never looks."""
     prompts: tuple[str, ...] | str = DEFAULT_PROMPTS
     """List, file or shipped set. Prompts with `{subject}` measure fidelity and copies, the others (about the
     class or something else) drift; both are needed."""
@@ -58,22 +58,27 @@ class ValidationConfig(Section):
     limits: Limits = Limits()
     """What a recommended checkpoint may cost."""
     scorers: ScorersConfig = ScorersConfig()
-    """Networks that judge; the first of `subject` and that of `prompt` count."""
+    """Networks that judge; the first of `subject` and that of `prompt` count. In a comparison what is not set
+    here is as in its own `scorers`."""
 
     @property
     def keeps_recommended(self) -> bool:
         """Whether the recommended checkpoint becomes the artifact."""
         return self.keep == "recommended" or (self.keep is None and self.patience is not None)
 
+    def is_due(self, step: int, *, last: bool) -> bool:
+        """Whether the weights after `step`, which may be the last one, are looked at."""
+        return self.every is not None and (last or step % self.every == 0)
+
     def templates(self, kind: str = "object") -> tuple[str, ...]:
         """The prompts for a kind of subject. Raises `ConfigError` if they cannot measure what is needed."""
         lines = read_prompts(self.prompts, field="validation.prompts").of(kind)
         mentions = ["{subject}" in line.text for line in lines]
         if not any(mentions) or all(mentions):
-            missing = "none without" if all(mentions) else "none with"
+            which = "every prompt mentions" if all(mentions) else "no prompt mentions"
             raise ConfigError(
-                f"validation.prompts: there is {missing} {{subject}}. Fidelity is measured on prompts with "
-                "it, drift on prompts without, so give at least one of each."
+                f"validation.prompts: {which} {{subject}}. Fidelity is measured on prompts with it, drift on "
+                "prompts without, so give at least one of each."
             )
         return tuple(line.text for line in lines)
 
@@ -89,16 +94,24 @@ class Validation:
         method: Method,
         folder: Path,
         *,
+        class_noun: str,
         checkpoint_every: int | None = None,
     ) -> None:
-        """`folder` keeps points, pictures and what was learnt at recommended steps."""
+        """`folder` keeps points, pictures and what was learnt at recommended steps.
+
+        `class_noun` is what the run calls the subject's class, be it another one than the yardstick's.
+        """
         self.config, self.yardstick, self.base, self.method = config, yardstick, base, method
         self.folder, self.checkpoint_every = folder, checkpoint_every
+        self.class_noun = class_noun
         self.points: list[Point] = []
         self.means: list[dict[str, float]] = []
 
-    def restore(self, step: int) -> bool:
-        """Forget what came after `step`, look if that is missing, and tell whether the run had ended."""
+    def restore(self, step: int, *, last: bool) -> bool:
+        """Forget what came after `step`, look if that is missing, and tell whether the run had ended.
+
+        A run that goes on for longer keeps the look that was its last one.
+        """
         self.points, self.means = [], []
         for values in self._stored():
             if values["point"]["step"] <= step:
@@ -113,14 +126,13 @@ class Validation:
                 "Start the run again with --overwrite."
             )
         seen = {point.step for point in self.points}
-        every = self.config.every
-        if step and every is not None and step % every == 0 and step not in seen:
+        if step and step not in seen and self.config.is_due(step, last=last):
             return self.look(step)
         return self._ends()
 
     def look(self, step: int) -> bool:
         """Make and score pictures; whether training should end."""
-        subject = self.method.subject_phrase(self.yardstick.class_noun)
+        subject = self.method.subject_phrase(self.class_noun)
         images = self.yardstick.pictures(self.base, subject)
         point, means = self.yardstick.measure(images, step=step)
         self.points.append(point)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 
 from data_prep.captions import fill_template
@@ -28,11 +29,10 @@ class Judges:
     """Reads texts too."""
 
     @staticmethod
-    def load(scorers: ScorersConfig, base: BasePipeline) -> Judges:
-        """To where `base` works. Raises `ArtifactError` for a network that cannot be had."""
-        names = scorers.resolved(base.source)
-        subject = load_encoder(names.subject[0], device=base.device)
-        return Judges(subject, load_text_encoder(str(names.prompt), device=base.device))
+    def load(names: ScorersConfig, *, device: torch.device | str) -> Judges:
+        """Of names with defaults filled in. Raises `ConfigError` or `ArtifactError`."""
+        subject = load_encoder(names.subject[0], device=device)
+        return Judges(subject, load_text_encoder(str(names.prompt), device=device))
 
     def of(self, id: str) -> str:
         """Name of the network that makes a score."""

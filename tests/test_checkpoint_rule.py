@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from finetune.checkpoint_rule import (
     Limits,
     Point,
@@ -26,10 +24,16 @@ def point(step: int, subject: float, *, prompt: float = 0.5, drift: float = 0.0)
 
 def test_limits_are_relative_to_the_frozen_base() -> None:
     assert is_allowed(Point(1, 0.0, 0.375, 0.125, 0.25), SCALE, LIMITS)
-    assert Point(1, 0.9, 0.375, 0.1875, 0.25).excess(SCALE, LIMITS) == {"drift": pytest.approx(0.5)}
+    assert SCALE.limits(LIMITS) == {
+        "drift": 0.125,
+        "copy_share": 0.25,
+        "prompt_fidelity": 0.375,
+    }
+    # 0.1875 is 0.75 of the noise, 0.1875 of prompt fidelity 0.375 of the base's.
+    assert Point(1, 0.9, 0.375, 0.1875, 0.25).excess(SCALE, LIMITS) == {"drift": 0.25}
     assert Point(1, 0.9, 0.1875, 0.125, 0.5).excess(SCALE, LIMITS) == {
-        "copy": pytest.approx(0.25),
-        "prompt_fidelity": pytest.approx(0.5),
+        "copy_share": 0.25,
+        "prompt_fidelity": 0.375,
     }
 
 
@@ -37,6 +41,16 @@ def test_any_drift_is_too_much_where_noise_changes_nothing() -> None:
     still = Scale(prompt_fidelity=0.4, noise=0.0)
     assert is_allowed(point(1, 0.5), still, LIMITS)
     assert not is_allowed(point(1, 0.5, drift=1e-6), still, LIMITS)
+
+
+def test_a_base_that_misses_its_prompts_sets_a_limit_as_well() -> None:
+    """What may be lost is a quarter of its size: from -0.5 on down to -0.625."""
+    odd = Scale(prompt_fidelity=-0.5, noise=0.25)
+    assert is_allowed(point(1, 0.5, prompt=-0.625), odd, LIMITS)
+    assert point(1, 0.5, prompt=-0.75).excess(odd, LIMITS) == {"prompt_fidelity": 0.25}
+    none = Scale(prompt_fidelity=0.0, noise=0.25)
+    assert is_allowed(point(1, 0.5, prompt=0.0), none, LIMITS)
+    assert point(1, 0.5, prompt=-0.1).excess(none, LIMITS) == {"prompt_fidelity": 1.0}
 
 
 def test_the_highest_fidelity_within_the_limits_is_recommended_and_the_earlier_of_equals() -> None:
@@ -52,6 +66,10 @@ def test_where_none_is_allowed_the_least_excess_counts() -> None:
     best = least_bad(points, SCALE, LIMITS)
     assert best is not None
     assert best.step == 10
+    # All copies (0.75 beyond) are worse than drift of 0.6 of the noise beyond its limit.
+    copied = Point(30, 0.9, 0.5, 0.0, 1.0)
+    drifted = point(40, 0.9, drift=0.275)
+    assert least_bad([copied, drifted], SCALE, LIMITS) == drifted
     assert least_bad([], SCALE, LIMITS) is None
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from finetune.config import RunConfig, build_run_config
 from finetune.errors import UserError
-from finetune.guards import memory_advice, remarks_on_pictures
+from finetune.generate import SamplingConfig
+from finetune.guards import memory_advice, picture_memory_advice, remarks_on_pictures
 from finetune.run import prepare_folder, run_training
 from finetune.train import TrainResult
 from methods import load_method
@@ -180,3 +181,20 @@ def test_without_memory_the_settings_that_need_less_are_named(
         raise torch.OutOfMemoryError("CUDA out of memory.")
     with pytest.raises(RuntimeError, match="shapes"), memory_advice(config, method):
         raise RuntimeError("shapes do not match")
+
+
+def test_pictures_of_a_comparison_have_settings_of_their_own_that_need_less() -> None:
+    sampling = SamplingConfig(batch_size=8, size=64)
+    with pytest.raises(UserError) as caught, picture_memory_advice(sampling, "float32"):
+        torch.empty(2**46)
+    named = str(caught.value).partition("in this order: ")[2].removesuffix(".").split(", ")
+    assert named == [
+        "shared.sampling.batch_size=1",
+        "shared.sampling.cpu_offload=true (with an accelerator)",
+        "base.dtype=bfloat16",
+        "a data.size below 64",
+    ]
+    small = sampling.model_copy(update={"batch_size": 1, "cpu_offload": True})
+    only = pytest.raises(UserError, match=r"in this order: a data\.size below 64\.")
+    with only, picture_memory_advice(small, "float16"):
+        raise MemoryError

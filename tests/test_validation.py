@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from finetune import train as train_module
-from finetune.config import build_run_config
+from finetune.config import RunConfig, build_run_config
 from finetune.errors import ConfigError
-from finetune.run import RunFolder, preflight, prepare_folder, prepare_training, run_training
+from finetune.run import (
+    RunFolder,
+    build_yardstick,
+    preflight,
+    prepare_folder,
+    prepare_training,
+    run_training,
+)
 from finetune.train import TrainResult
-from finetune.validation import ValidationConfig
+from finetune.validation import Validation, ValidationConfig
 from methods import load_method
 
 SCORERS = {"subject": ["clay-clip"], "prompt": "clay-clip"}
@@ -105,6 +116,69 @@ def test_patience_ends_a_run_and_the_recommended_weights_are_shipped(
     assert [path.parent.name for path in states] == [f"step-{kept:06d}"]
 
 
+def test_the_last_step_is_looked_at_and_may_be_the_only_one(start: Any, tmp_path: Path) -> None:
+    never = {"every": 100, "keep": "recommended", "limits": NEVER}
+    result, _ = start(tmp_path / "run", num_steps=2, validation=never)
+    assert [p["point"]["step"] for p in points(tmp_path / "run")] == [2]
+    assert result.kept_step == 2
+    longer = {"validation": {"every": 2}, "training": {"checkpoint_every": 1}}
+    start(tmp_path / "longer", num_steps=3, **longer)
+    assert [p["point"]["step"] for p in points(tmp_path / "longer")] == [2, 3]
+    # Killed before its last look: that is made up for.
+    path = tmp_path / "longer" / "validation" / "points.json"
+    whole = path.read_text()
+    path.write_text(json.dumps(points(tmp_path / "longer")[:1]))
+    start(tmp_path / "longer", num_steps=3, resume=True, **longer)
+    assert json.loads(path.read_text()) == json.loads(whole)
+
+
+def test_a_signal_in_the_last_look_is_told_though_the_run_is_finished(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Validation.look
+
+    def look(self: Validation, step: int) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(self, step)
+
+    monkeypatch.setattr(Validation, "look", look)
+    result, _ = start(tmp_path / "run", num_steps=1, validation={"every": 1})
+    assert (result.step, result.finished, result.signal) == (1, True, signal.SIGINT)
+
+
+def test_looks_call_the_subject_what_it_was_taught_as(
+    run_values: Any, tiny_base: Any, tmp_path: Path
+) -> None:
+    """A run that calls a dog a cat beside others that do not: they share what pictures are held against."""
+
+    def config(class_noun: str) -> RunConfig:
+        values = run_values(
+            "lora", output=str(tmp_path / "run"), prior={"kind": "none"},
+            data={"class_noun": class_noun},
+            validation={"every": 1, "scorers": SCORERS, "prompts": PROMPTS},
+        )  # fmt: skip
+        return build_run_config(values, load_method, "test")
+
+    yardstick = build_yardstick(tiny_base, config("dog"))
+    run = config("cat")
+    method = load_method("lora")(run.method)
+    try:
+        prepared = prepare_training(tiny_base, method, run, yardstick=yardstick)
+        assert prepared.validation is not None
+        prepared.validation.look(1)
+        images = {
+            noun: [np.asarray(image) for image in yardstick.pictures(tiny_base, f"sks {noun}")]
+            for noun in ("cat", "dog")
+        }
+    finally:
+        method.detach(tiny_base)
+    assert method.subject_phrase("cat") == "sks cat"
+    files = [path for row in prepared.validation.pictures_of(1) for path in row]
+    made = [np.asarray(Image.open(path)) for path in files]
+    assert np.array_equal(made, images["cat"])
+    assert not np.array_equal(made, images["dog"])
+
+
 @pytest.mark.parametrize("kind", ["textual_inversion", "dreambooth"])
 def test_every_method_keeps_the_recommended_checkpoint(
     kind: str, start: Any, tmp_path: Path, tiny_base: Any
@@ -158,8 +232,8 @@ def test_a_budget_of_seconds_ends_after_the_step_that_spends_it(
 def test_what_cannot_be_measured_or_timed_is_refused(run_values: Any, tiny_base: Any) -> None:
     for section, match in (
         ({"validation": {"patience": 3}}, r"validation\.patience counts looks"),
-        ({"validation": {"every": 1, "prompts": ["a {subject}"]}}, "there is none without"),
-        ({"validation": {"every": 1, "prompts": ["a car"]}}, "there is none with"),
+        ({"validation": {"every": 1, "prompts": ["a {subject}"]}}, "every prompt mentions"),
+        ({"validation": {"every": 1, "prompts": ["a car"]}}, "no prompt mentions"),
         ({"training": {"max_seconds": 3}, "optimizer": {"schedule": "cosine"}}, "schedule cosine"),
     ):
         config = build_run_config(run_values("lora", **section), load_method, "test")

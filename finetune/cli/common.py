@@ -15,7 +15,6 @@ import typer
 from data_prep.errors import UserError
 from finetune.interrupt import SIGNALS, exit_code, orderly_exit
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
 
 Overrides = Annotated[
@@ -46,8 +45,10 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             fail(str(error))
         except OSError as error:
+            from finetune.files import lacks_room
+
             name = error.filename or "A file"
-            if error.errno in _NO_ROOM:
+            if lacks_room(error):
                 fail(
                     f"{name} could not be written: {error.strerror}. Free some space or choose another "
                     "folder."
@@ -107,26 +108,12 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def _identifier(run: Any) -> str | None:
-    identifier: str | None = run.method.model_dump().get("identifier")
-    return identifier
-
-
-def check_identifier(run: Any) -> None:
-    """Raise `UserError` if the identifier is the class noun."""
-    identifier = _identifier(run)
-    if identifier is not None and identifier == run.data.class_noun:
-        raise UserError(
-            f"method.identifier is '{identifier}', the class noun itself, so the two could not be told "
-            "apart. Choose a rare token such as sks."
-        )
-
-
 def warn_about_known_word(method: Any, run: Any) -> None:
     """Say so where a token that stands for the subject is a common word."""
     from finetune.words import is_common_word
 
-    tokens = [*method.requirements().placeholder_tokens[:1], *filter(None, [_identifier(run)])]
+    identifier = run.method.model_dump().get("identifier")
+    tokens = [*method.requirements().placeholder_tokens[:1], *filter(None, [identifier])]
     for token in filter(is_common_word, tokens):
         typer.secho(
             f"Warning: '{token}' is a common word; the base already means something by it, which the "

@@ -12,11 +12,13 @@ import typer
 from data_prep.errors import UserError
 from finetune.cli.common import (
     Overrides,
-    check_identifier,
     config_values,
     reports_errors,
     warn_about_known_word,
 )
+
+FAILED = 3
+"""Exit code of a comparison that is finished but for rows that failed."""
 
 
 def command_line() -> str:
@@ -49,7 +51,7 @@ def compare(
     """Train several methods on the same photos and show which kept the subject.
 
     A comparison that was stopped goes on when it is called again; finished parts are kept, and rows, training
-    seeds and scorers may be added.
+    seeds and scorers may be added. If a row failed somewhere the others finish, and the exit code is 3.
 
     Example: finetune compare configs/clay/compare.yaml data.photos=my_dog data.class_noun=dog
 
@@ -73,14 +75,14 @@ def _compare(
     from finetune.compare.assemble import assembled
     from finetune.compare.config import CompareConfig
     from finetune.compare.grid import save_grid
-    from finetune.compare.measure import Scorers
+    from finetune.compare.measure import Scorers, load_judges
     from finetune.compare.plan import method_runs
     from finetune.compare.planned import plan
     from finetune.compare.run import check_output, make_cells
     from finetune.config import validate
     from finetune.report import write_page
     from finetune.results import write_results
-    from finetune.run import check_family
+    from finetune.run import check_family, check_settings
     from finetune.train import training_device
     from methods import load_method
 
@@ -89,19 +91,20 @@ def _compare(
     for run in method_runs(settings, load_method).values():
         method = load_method(run.method.kind)(run.method)
         check_family(method, family, source=run.base.source, kind=run.method.kind)
-        check_identifier(run)
+        check_settings(run, family, method)
     base = load_base(settings.base)
     planned = plan(settings, base, load_method)
     for run in planned.runs.values():
-        check_identifier(run)  # with each subject's own noun
         warn_about_known_word(load_method(run.method.kind)(run.method), run)
-    check_output(planned, overwrite=overwrite)
+    check_output(planned, overwrite=overwrite)  # before networks are fetched
     names = settings.scorers.resolved(settings.base.source)
     scorers = Scorers.load(names, device=training_device())
+    judges = load_judges(settings, scorers, device=training_device())
     made = make_cells(
         planned,
         base,
         load_method,
+        judges=judges,
         overwrite=overwrite,
         retry_failed=retry_failed,
         announce=typer.echo,
@@ -110,8 +113,13 @@ def _compare(
     write_results(results, settings.output)
     grid = save_grid(results, settings.output)
     page = write_page(results, settings.output)
-    _say(results)
+    failed = _say(results)
     typer.echo(f"Grid: {grid}\nPage: {page}")
+    if failed:
+        typer.echo(
+            "To try again what failed, and nothing else: the same command with --retry-failed."
+        )
+        raise typer.Exit(FAILED)
 
 
 def _merge(given: list[str], *, overwrite: bool) -> None:
@@ -131,15 +139,20 @@ def _merge(given: list[str], *, overwrite: bool) -> None:
     typer.echo(f"Page: {page}")
 
 
-def _say(results: Any) -> None:
+def _say(results: Any) -> bool:
+    """Say the verdict and what failed; whether anything did."""
+    from finetune.report.tables import failures
+
     for finding in results.verdict:
         typer.echo(finding.text)
-    for cell in results.failed:
+    failed = failures(results)
+    for failure in failed:
         typer.secho(
-            f"Failed: {cell.row} on {cell.subject}, seed {cell.seed}: {cell.error}",
+            f"Failed: {failure.row} on {failure.subject}, seed {failure.seed}: {failure.error}",
             err=True,
             fg=typer.colors.YELLOW,
         )
+    return bool(failed)
 
 
 @reports_errors

@@ -12,7 +12,6 @@ from data_prep.errors import UserError
 from finetune.cli.common import (
     Overrides,
     Overwrite,
-    check_identifier,
     reports_errors,
     run_config,
     warn_about_known_word,
@@ -78,7 +77,6 @@ def train(
         overrides = [*(overrides or []), f"output={json.dumps(str(resume))}"]
     run = run_config(source, overrides)
     method = load_method(run.method.kind)(run.method)
-    check_identifier(run)
     resumes, allowed = resume is not None, tuple(allow_change or ())
     if allowed and not resumes:
         raise UserError("--allow-change goes with --resume RUN; a new run takes what it is given.")

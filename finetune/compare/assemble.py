@@ -81,7 +81,7 @@ def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str)
         seeds=config.seeds,
         sampling=planned.sampling.model_dump(mode="json"),
         subjects=tuple(_subject(subject, planned) for subject in planned.subjects),
-        encoders=scorers.infos(),
+        encoders=scorers.infos(made.judges),
         scores=scorers.scores(masked=masked),
         rows=_rows(made),
         cells=tuple(cells),
@@ -174,14 +174,13 @@ def _rows(made: Made) -> tuple[Row, ...]:
             mode="json", exclude={"base", "data", "output", "sampling", "samples", "tracking"}
         )
         del settings["training"]["seed"]
+        if run.training.max_seconds is not None:
+            del settings["training"]["num_steps"]  # no limit
         error = None
         if tuned is not None and tuned.chosen is not None:
-            settings["method"]["learning_rate"] = tuned.records[tuned.chosen].settings[
-                "method.learning_rate"
-            ]
-            settings["training"]["num_steps"] = tuned.records[tuned.chosen].settings[
-                "training.num_steps"
-            ]
+            for field, value in tuned.records[tuned.chosen].settings.items():
+                section, _, key = field.partition(".")
+                settings[section][key] = value
         elif tuned is not None:
             why = tuned.records[0].error
             error = f"All {len(tuned.records)} trials failed, so it was not compared: {why}"

@@ -8,10 +8,10 @@ from __future__ import annotations
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
@@ -26,11 +26,13 @@ from finetune.config import MethodLoader, RunConfig
 from finetune.errors import CheckpointError, UserError
 from finetune.files import read_json, write_json
 from finetune.generate import SamplingConfig
+from finetune.guards import picture_memory_advice
 from finetune.interrupt import exit_code
 from finetune.method import Method
 from finetune.results import Cell, Costs, CurvePoint
 from finetune.run import RunFolder, prepare_folder, prepare_training, run_training
-from finetune.validation import Validation
+from finetune.train import TrainResult
+from finetune.validation import STATE, Validation
 from finetune.yardstick import Judges, Yardstick
 
 CELL, TRAINED, TRACEBACK = "cell.json", "trained.json", "error.txt"
@@ -45,8 +47,9 @@ class Bench:
     sampling: SamplingConfig
     load_method: MethodLoader
     announce: Callable[[str], None]
+    judges: Judges | None
+    """Of validation pictures; None where there are none."""
     yardsticks: dict[str, Yardstick] = field(default_factory=dict)
-    _judges: Judges | None = None
 
     @property
     def root(self) -> Path:
@@ -56,18 +59,22 @@ class Bench:
     def yardstick(self, subject: SuiteSubject) -> Yardstick:
         """What a subject's validation pictures are held against; made when first asked for."""
         if subject.name not in self.yardsticks:
-            if self._judges is None:
-                self._judges = Judges.load(self.config.validation.scorers, self.base)
-            self.yardsticks[subject.name] = Yardstick(
-                self.base,
-                subject.photos,
-                templates=subject.validation,
-                class_noun=subject.class_noun,
-                num_images=self.config.validation.num_images,
-                sampling=self.sampling,
-                judges=self._judges,
-            )
+            assert self.judges is not None
+            with self.memory_advice():
+                self.yardsticks[subject.name] = Yardstick(
+                    self.base,
+                    subject.photos,
+                    templates=subject.validation,
+                    class_noun=subject.class_noun,
+                    num_images=self.config.validation.num_images,
+                    sampling=self.sampling,
+                    judges=self.judges,
+                )
         return self.yardsticks[subject.name]
+
+    def memory_advice(self) -> AbstractContextManager[None]:
+        """A context in which making pictures says what would need less memory."""
+        return picture_memory_advice(self.sampling, self.config.base.dtype)
 
     def mend_base(self) -> bool:
         """Whether the base is as it was loaded; if not it is read again."""
@@ -129,7 +136,9 @@ def _pictures(
         for _ in range(config.num_images)
     ]
     flat = [path for row in files for path in row]
-    seconds = make_pictures(base, prompts, [s for row in seeds for s in row], flat, bench.sampling)
+    with bench.memory_advice():
+        noise = [seed for row in seeds for seed in row]
+        seconds = make_pictures(base, prompts, noise, flat, bench.sampling)
     return {
         "subject_phrase": phrase,
         "pictures": [[path.relative_to(bench.root).as_posix() for path in row] for row in files],
@@ -157,10 +166,7 @@ def shown_cell(
 
 def failed_cell(bench: Bench, place: Place, error: BaseException, *, key: str) -> Cell:
     """The cell of what could not be made, with the reason; the traceback is in a file beside it."""
-    folder = place.folder(bench.root)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(traceback.format_exception(error))
-    (folder / TRACEBACK).write_text(text, encoding="utf-8")
+    keep_traceback(error, place.folder(bench.root))
     cell = Cell(
         row=place.row,
         subject=place.subject,
@@ -169,6 +175,13 @@ def failed_cell(bench: Bench, place: Place, error: BaseException, *, key: str) -
         error=in_a_sentence(error),
     )
     return write_cell(place, bench.root, key, cell)
+
+
+def keep_traceback(error: BaseException, folder: Path) -> None:
+    """Write down where something failed, for whoever wrote the method."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(traceback.format_exception(error))
+    (folder / TRACEBACK).write_text(text, encoding="utf-8")
 
 
 def in_a_sentence(error: BaseException) -> str:
@@ -200,8 +213,7 @@ def trained(
         prepare_folder(run, resume=resume, overwrite=False)
         result = run_training(bench.base, method, run, prepared=prepared, resume=resume, name=name)
         if not result.finished:
-            bench.announce(f"{name} stopped after step {result.step}; the same command goes on.")
-            raise SystemExit(exit_code(result.signal))
+            _leave(bench, name, result)
         told = {
             "num_steps": result.step,
             "kept_step": result.kept_step,
@@ -212,9 +224,16 @@ def trained(
             "curve": _curve(prepared.validation, bench.root),
         }
         write_json(note, told)
+        if result.signal:  # it came in the last step
+            _leave(bench, name, result)
         yield method, told
     finally:
         method.detach(bench.base)
+
+
+def _leave(bench: Bench, name: str, result: TrainResult) -> NoReturn:
+    bench.announce(f"{name} stopped after step {result.step}; the same command goes on.")
+    raise SystemExit(exit_code(result.signal))
 
 
 def _curve(validation: Validation | None, root: Path) -> dict[str, Any]:
@@ -271,6 +290,13 @@ def method_cell(
     )
     written = write_cell(place, bench.root, key, cell)
     if not bench.config.keep_artifacts:
-        for path in (RunFolder(run.output).artifact, RunFolder(run.output).checkpoints):
-            shutil.rmtree(path, ignore_errors=True)
+        forget_learnt(RunFolder(run.output))
     return written
+
+
+def forget_learnt(run: RunFolder) -> None:
+    """Remove the weights of a run: its artifact, its checkpoints, those at steps that were looked at."""
+    for folder in (run.artifact, run.checkpoints):
+        shutil.rmtree(folder, ignore_errors=True)
+    for state in run.validation.glob(f"*/{STATE}"):
+        state.unlink()

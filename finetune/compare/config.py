@@ -53,7 +53,8 @@ class TuneConfig(Section):
     trials: int = Field(gt=0)
     """Settings tried per row, drawn from all combinations of the lists below; the same ones for every row."""
     learning_rate_factors: tuple[float, ...] = Field((0.3, 1.0, 3.0), min_length=1)
-    """Factors on each row's own `method.learning_rate`, because those of methods differ a thousandfold."""
+    """Factors on each row's own `method.learning_rate`, because those of methods differ a thousandfold, and
+    on its `method.text_encoder_learning_rate` where that is set."""
     num_steps: tuple[int, ...] = ()
     """Optimizer steps; empty takes each row's own. With the budget `steps` none may exceed it."""
 
@@ -115,6 +116,13 @@ class CompareConfig(Section):
     """false removes what a run learnt once its pictures are made."""
     output: Path = Path("runs/compare")
     """Folder of the results."""
+
+    @property
+    def validation_scorers(self) -> ScorersConfig:
+        """The two networks that judge on validation prompts: the comparison's own if no others are named."""
+        own = self.validation.scorers
+        subject = (own.subject or self.scorers.subject)[:1]
+        return ScorersConfig(subject=subject, prompt=own.prompt or self.scorers.prompt)
 
     @model_validator(mode="after")
     def _has_rows(self) -> CompareConfig:

@@ -63,8 +63,9 @@ def open_given(path: Path) -> Image.Image:
 def find_all(wanted: Wanted) -> tuple[dict[str, Table], Table | None]:
     """Pictures of every row and of the base, checked to be of the same seeds. Raises `UserError`."""
     taken: dict[str, object] = {}
-    for name in wanted.folders:
-        check_row_name(name, "row", taken)
+    remedy = "rename the folder, as no row can have its name"
+    for name, folder in wanted.folders.items():
+        check_row_name(name, str(folder), taken, remedy=remedy)
         taken[name] = None
     tables: dict[str, Table] = {
         name: find_pictures(folder, wanted.prompts) for name, folder in wanted.folders.items()

@@ -67,7 +67,7 @@ def identity_of(
     """All that shapes a comparison's pictures; `rows` by name."""
     validation = None
     if uses_validation(config):
-        names = config.validation.scorers.resolved(config.base.source)
+        names = config.validation_scorers.resolved(config.base.source)
         validation = {
             **config.validation.model_dump(mode="json", exclude={"prompts", "scorers"}),
             "scorers": names.model_dump(mode="json"),
@@ -137,7 +137,9 @@ def _changes(old: Any, new: Any, where: str = "") -> Iterator[str]:
             else:
                 yield from _changes(old[key], new[key], place)
     elif old != new:
-        yield "base: the weights are others" if where == "base" else f"{where}: {old!r} → {new!r}"
+        yield (
+            "base: the weights are different" if where == "base" else f"{where}: {old!r} → {new!r}"
+        )
 
 
 def _photo_changes(old: list[Any], new: list[Any], subject: str) -> Iterator[str]:

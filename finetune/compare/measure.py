@@ -15,7 +15,9 @@ from PIL import Image
 
 from data_prep.cache import TensorCache, cache_key
 from finetune import scores
+from finetune.compare.config import CompareConfig
 from finetune.compare.pictures import open_picture
+from finetune.compare.suite import uses_validation
 from finetune.encoders import (
     Encoder,
     ScorersConfig,
@@ -29,6 +31,7 @@ from finetune.files import sha256_of
 from finetune.photos import ScoredPhoto
 from finetune.results import EncoderInfo, Prompt, Role, ScoreInfo, Table, score_key
 from finetune.scores import SCORES, Values, Views
+from finetune.yardstick import Judges
 
 MASKED = "subject_fidelity_masked"
 
@@ -55,10 +58,11 @@ class Scorers:
                 )
         return scorers
 
-    def infos(self) -> tuple[EncoderInfo, ...]:
-        """Their records, each once."""
+    def infos(self, judges: Judges | None = None) -> tuple[EncoderInfo, ...]:
+        """Their records and those of the networks that judged along training, each once."""
         found: dict[str, EncoderInfo] = {}
-        for encoder in (*self.subject, self.prompt):
+        along = () if judges is None else (judges.subject, judges.prompt)
+        for encoder in (*self.subject, self.prompt, *along):
             found.setdefault(encoder.card.name, EncoderInfo.model_validate(encoder.card.to_dict()))
         return tuple(found.values())
 
@@ -85,6 +89,22 @@ class Scorers:
                 for encoder in encoders
             ]
         return tuple(found)
+
+
+def load_judges(
+    config: CompareConfig, scorers: Scorers, *, device: torch.device | str = "cpu"
+) -> Judges | None:
+    """The networks that judge on validation prompts, those of `scorers` where they are the same.
+
+    None where nothing is measured on such prompts. Raises `ConfigError` or `ArtifactError`.
+    """
+    if not uses_validation(config):
+        return None
+    source = config.base.source
+    own, wanted = config.scorers.resolved(source), config.validation_scorers.resolved(source)
+    if (own.subject[0], own.prompt) == (wanted.subject[0], wanted.prompt):
+        return Judges(scorers.subject[0], scorers.prompt)
+    return Judges.load(wanted, device=device)
 
 
 class Album:
@@ -208,12 +228,18 @@ class SubjectMeter:
             ]
             mine = [[ours for ours, _ in row] for row in pairs]
             twins = [[theirs for _, theirs in row] for row in pairs]
-            others = [place for place in self._places(("class", "unrelated")) if mine[place]]
-            if others:
-                moved = scores.drift(
-                    self._views(encoder, mine, others), self._views(encoder, twins, others)
-                )
-                table = self._table(moved, mine, others)
+            # By role, so that those of the class are embedded once for both of their scores.
+            others = [
+                places
+                for role in ("class", "unrelated")
+                if (places := [place for place in self._places((role,)) if mine[place]])
+            ]
+            moved = [
+                scores.drift(self._views(encoder, mine, part), self._views(encoder, twins, part))
+                for part in others
+            ]
+            if moved:
+                table = self._table(np.concatenate(moved), mine, sum(others, []))
                 found["drift"] = tuple(
                     row + (None,) * (len(files[place]) - len(row)) if row else row
                     for place, row in enumerate(table)

@@ -40,11 +40,11 @@ class Trial:
     """None keeps the row's."""
 
     def settings(self, run: RunConfig) -> dict[str, float | int]:
-        """What it sets in a run."""
-        return {
-            "method.learning_rate": run.method.learning_rate,
-            "training.num_steps": run.training.num_steps,
-        }
+        """What it has set in a run; no steps where time ends it."""
+        settings: dict[str, float | int] = {f"method.{n}": v for n, v in _rates(run).items()}
+        if run.training.max_seconds is None:
+            settings["training.num_steps"] = run.training.num_steps
+        return settings
 
 
 def trials_of(tune: TuneConfig) -> list[Trial]:
@@ -55,22 +55,27 @@ def trials_of(tune: TuneConfig) -> list[Trial]:
     return [Trial(*combinations[place]) for place in places]
 
 
-def check_row_name(name: str, field: str, taken: Mapping[str, object]) -> None:
-    """Raise `ConfigError` for a name that no row can have."""
+def check_row_name(
+    name: str,
+    where: str,
+    taken: Mapping[str, object],
+    *,
+    remedy: str = "choose another name for this row",
+) -> None:
+    """Raise `ConfigError` for a name that no row can have; `remedy` says what to do about it."""
     if name in REFERENCE_ROWS or name in taken or not is_plain_name(name) or is_reserved(name):
-        raise ConfigError(f"{field}.{name}: choose another name for this row.")
+        raise ConfigError(f"{where}: {remedy}.")
 
 
 def _check_sections(config: CompareConfig, name: str) -> None:
     sections = config.methods[name]
-    given = {**config.shared, **sections}
-    for key in (key for key in _WHOLE if key in given):
-        raise ConfigError(f"methods.{name}: set {key} for the whole comparison, at the top.")
+    for key in _WHOLE:
+        if key in config.shared or key in sections:
+            raise ConfigError(f"methods.{name}: set {key} for the whole comparison, at the top.")
     if "sampling" in sections:
         raise ConfigError(f"methods.{name}: set sampling for all rows, under shared.")
-    for key in ("validation",):
-        if key in config.shared:
-            raise ConfigError(f"shared.{key}: set {key} at the top, beside shared.")
+    if "validation" in config.shared:
+        raise ConfigError("shared.validation: set validation at the top, beside shared.")
     validation = sections.get("validation", {})
     if isinstance(validation, Mapping):
         for key in sorted(_SHARED_VALIDATION & set(validation)):
@@ -128,6 +133,7 @@ def row_run(
     if uses_validation(config):
         validation = config.validation.model_dump(mode="json")
         validation["prompts"] = list(subject.validation)
+        validation["scorers"] = config.validation_scorers.model_dump(mode="json")
     run = _built(config, name, data, validation, seed, output, load_method)
     return run if trial is None else with_trial(run, trial)
 
@@ -143,11 +149,10 @@ def _built(
 ) -> RunConfig:
     _check_sections(config, name)
     sections = {key: v for key, v in config.methods[name].items() if key != CLASS_NOUN}
-    values = merge(config.shared, sections)
+    values = merge({"validation": validation}, merge(config.shared, sections))
     values["data"] = data.model_dump(mode="json")
     values["base"] = config.base.model_dump(mode="json")
     values["output"] = str(output)
-    values["validation"] = merge(validation, sections.get("validation", {}))
     values = merge(values, {"training": {"seed": seed}})
     run = build_run_config(values, load_method, f"methods.{name}")
     return with_budget(run, config.budget, load_method(run.method.kind)(run.method))
@@ -158,7 +163,7 @@ def method_runs(config: CompareConfig, load_method: MethodLoader) -> dict[str, R
     taken: dict[str, object] = {}
     for field, names in (("methods", config.methods), ("artifacts", config.artifacts)):
         for name in names:
-            check_row_name(name, field, taken)
+            check_row_name(name, f"{field}.{name}", taken)
             taken[name] = None
     # A folder of subjects says what they are later.
     data = config.data.model_copy(update={"class_noun": config.data.class_noun or "subject"})
@@ -193,32 +198,55 @@ def with_budget(run: RunConfig, budget: BudgetConfig, method: Method) -> RunConf
     return run.model_copy(update={"training": run.training.model_copy(update=changes)})
 
 
+def _rates(run: RunConfig) -> dict[str, float]:
+    """A method's learning rates by field: `learning_rate`, and those of parts that have one of their own."""
+    fields = run.method.model_dump().items()
+    return {name: rate for name, rate in fields if name.endswith("learning_rate") and rate}
+
+
 def with_trial(run: RunConfig, trial: Trial) -> RunConfig:
     """A run with the settings of a trial."""
-    rate = run.method.learning_rate * trial.learning_rate_factor
-    method = run.method.model_copy(update={"learning_rate": rate})
+    rates = {
+        # Without the last digits, which are of binary arithmetic alone: 1e-4 * 3.
+        name: float(f"{rate * trial.learning_rate_factor:.12g}")
+        for name, rate in _rates(run).items()
+    }
     training = run.training
     if trial.num_steps is not None:
         training = training.model_copy(update={"num_steps": trial.num_steps})
-    return run.model_copy(update={"method": method, "training": training})
+    return run.model_copy(
+        update={"method": run.method.model_copy(update=rates), "training": training}
+    )
 
 
 def budget_text(config: CompareConfig, runs: Mapping[str, RunConfig]) -> str:
     """What was made equal, in a sentence."""
-    budget, amount = config.budget, config.budget.amount
-    tuned = ""
-    if config.tune is not None:
-        tuned = f" Each was tuned before, with {config.tune.trials} trials on validation prompts."
+    budget, tune = config.budget, config.tune
+    amount = f"{budget.amount or 0:,.15g}"
+    is_patient = any(run.validation.patience is not None for run in runs.values())
+    tries_fewer = tune is not None and any(steps != budget.amount for steps in tune.num_steps)
+    at_most = "at most " if is_patient or tries_fewer else ""
     if budget.kind == "steps":
-        return f"Every method trained for at most {amount:g} optimizer steps.{tuned}"
-    if budget.kind == "pictures":
-        return f"Every method saw {amount:g} training pictures, class examples included.{tuned}"
-    if budget.kind == "seconds":
-        return f"Every method trained for {amount:g} seconds of optimizer steps.{tuned}"
+        text = f"Every method trained for {at_most}{amount} optimizer steps."
+    elif budget.kind == "pictures":  # the last ones may not be enough for a step
+        text = f"Every method saw at most {amount} training pictures, class examples included."
+    elif budget.kind == "seconds":
+        text = f"Every method trained for {at_most}{amount} seconds of optimizer steps."
+    else:
+        text = _own_steps(config, runs, at_most="at most " if is_patient else "")
+    if tune is not None:
+        text += f" Each was tuned before, with {tune.trials} trials on validation prompts."
+    return text
+
+
+def _own_steps(config: CompareConfig, runs: Mapping[str, RunConfig], *, at_most: str) -> str:
+    """What rows have in common that train as they are configured."""
     steps = {run.training.num_steps for run in runs.values()}
+    if config.tune is not None and config.tune.num_steps:
+        steps = set(config.tune.num_steps)
     batches = {run.training.batch_size for run in runs.values()}
-    if len(steps) == len(batches) == 1 and len(runs) > 1:
-        count = batches.pop()
-        same = f"{steps.pop()} optimizer steps with {count} photo{'s' if count > 1 else ''} each"
-        return f"Every method trained as configured, all for {same}.{tuned}"
-    return f"Every method trained for its own number of steps.{tuned}"
+    if len(runs) < 2 or len(steps) > 1 or len(batches) > 1:
+        return "Every method trained for its own number of steps."
+    (num_steps,), (count,) = steps, batches
+    same = f"{num_steps:,} optimizer steps with {count} photo{'s' if count > 1 else ''} each"
+    return f"Every method trained as configured, all for {at_most}{same}."

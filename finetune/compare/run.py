@@ -33,9 +33,10 @@ from finetune.compare.tuning import Tuned, tune_row
 from finetune.config import MethodLoader
 from finetune.errors import CheckpointError
 from finetune.export.imported import attached, bases_of, with_token
-from finetune.files import LOCK, claimed, write_json
+from finetune.files import LOCK, claimed, lacks_room, write_json
 from finetune.results import FROZEN_BASE, RESULTS, Cell
 from finetune.train import training_device
+from finetune.yardstick import Judges
 
 
 def check_output(planned: Planned, *, overwrite: bool) -> None:
@@ -83,6 +84,8 @@ class Made:
     planned: Planned
     cells: tuple[Cell, ...]
     tuned: Mapping[str, Tuned]
+    judges: Judges | None
+    """Networks that judged on validation prompts."""
 
 
 def make_cells(
@@ -90,14 +93,16 @@ def make_cells(
     base: BasePipeline,
     load_method: MethodLoader,
     *,
+    judges: Judges | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
     announce: Callable[[str], None] = print,
 ) -> Made:
     """Make every cell that is not there yet; one that fails is noted and the others go on.
 
-    Raises `CheckpointError` if the folder cannot be written or holds another comparison. Ends the program
-    with a signal's exit code when one came; the same call then goes on.
+    `judges` are needed where anything is measured on validation prompts. Raises `CheckpointError` if the
+    folder cannot be written or holds another comparison. Ends the program with a signal's exit code when one
+    came; the same call then goes on.
     """
     config = planned.config
     folder = config.output
@@ -113,17 +118,19 @@ def make_cells(
         device = training_device()
         offload = planned.sampling.cpu_offload and device.type != "cpu"
         base.to(device, resting=base.modules if offload else ())
-        bench = Bench(base, config, planned.sampling, load_method, announce)
+        bench = Bench(base, config, planned.sampling, load_method, announce, judges)
         tuned: dict[str, Tuned] = {}
         if config.tune is not None:
             for name in config.methods:
                 key = cell_key(**_common(planned), row=planned.rows[name])
-                tuned[name] = tune_row(bench, name, planned.subjects, key=key)
+                tuned[name] = tune_row(
+                    bench, name, planned.subjects, key=key, retry_failed=retry_failed
+                )
         cells: list[Cell] = []
         for seed in config.seeds:
             for subject in planned.subjects:
                 cells += _cells_of(bench, planned, subject, seed, tuned, retry_failed)
-    return Made(planned, tuple(cells), tuned)
+    return Made(planned, tuple(cells), tuned, judges)
 
 
 def _common(planned: Planned) -> dict[str, Any]:
@@ -165,6 +172,8 @@ def _cells_of(
             found = None
         if found is None:
             bench.announce(f"{subject.name}, seed {seed}: {row}")
+            if row in planned.config.methods and planned.config.validation.every is not None:
+                bench.yardstick(subject)  # what is wrong with it is not the row's failure
             found = _guarded(bench, place, make, key)
         cells.append(found)
 
@@ -198,13 +207,11 @@ def _cells_of(
 
 
 def _guarded(bench: Bench, place: Place, make: Callable[[Place, str], Cell], key: str) -> Cell:
-    """Make a cell; what its method does wrong is noted, what is wrong with the machine stops everything."""
+    """Make a cell; what goes wrong in it is noted, but a full disk, or the frozen base, stops everything."""
     try:
         return make(place, key)
-    except (CheckpointError, OSError):
-        raise
     except Exception as error:  # whatever a method's code raises must not end the others
-        if place.row == FROZEN_BASE:
+        if place.row == FROZEN_BASE or lacks_room(error):
             raise
         bench.mend_base()
         cell = failed_cell(bench, place, error, key=key)

@@ -28,6 +28,9 @@ from finetune.results import (
 from finetune.tables import Table
 from finetune.verdict import References, verdict
 
+_RULED = ("subject_fidelity", "prompt_fidelity", "drift", "copy_share")
+"""Scores that the checkpoint rule is about."""
+
 
 def completed(results: Results) -> Results:
     """`results` with summaries, differences, curves and verdict made from its cells."""
@@ -149,11 +152,16 @@ def _estimate(found: statistics.Interval) -> Estimate:
 
 
 def curve_of(results: Results, row: Row) -> CurveSummary | None:
-    """A row's learning curve over its cells; None where nobody looked along the way."""
+    """A row's learning curve over its cells, at the steps at which all of them were looked at.
+
+    Beyond, where some have ended, a mean would be of those that were still going on. None without such steps.
+    """
     cells = [cell for cell in results.cells_of(row.name) if cell.curve]
     if not cells or results.rule is None:
         return None
-    steps = sorted({point.step for cell in cells for point in cell.curve})
+    steps = sorted(set.intersection(*map(_scored_steps, cells)))
+    if not steps:
+        return None
     keys = list(dict.fromkeys(key for cell in cells for p in cell.curve for key in p.scores))
     estimates = {key: tuple(_at_step(results, cells, key, step) for step in steps) for key in keys}
     limits = Limits.model_validate(results.rule.limits)
@@ -163,13 +171,7 @@ def curve_of(results: Results, row: Row) -> CurveSummary | None:
     )
     by_id = {key.partition("/")[0]: key for key in keys}
     points = [
-        Point(
-            step,
-            **{
-                id: float(estimates[by_id[id]][place].mean or 0.0)
-                for id in ("subject_fidelity", "prompt_fidelity", "drift", "copy_share")
-            },
-        )
+        Point(step, **{id: float(estimates[by_id[id]][place].mean or 0.0) for id in _RULED})
         for place, step in enumerate(steps)
     ]
     best = recommended(points, scale, limits)
@@ -177,14 +179,15 @@ def curve_of(results: Results, row: Row) -> CurveSummary | None:
         row=row.name,
         steps=tuple(steps),
         scores=estimates,
-        limits={
-            by_id["drift"]: limits.max_drift * scale.noise,
-            by_id["copy_share"]: limits.max_copy_share,
-            by_id["prompt_fidelity"]: limits.min_prompt_fidelity * scale.prompt_fidelity,
-        },
+        limits={by_id[id]: limit for id, limit in scale.limits(limits).items()},
         recommended_step=None if best is None else best.step,
         overfits_from=overfits_from(points, scale, limits),
     )
+
+
+def _scored_steps(cell: Cell) -> set[int]:
+    """Steps at which a cell was looked at with a number in every score."""
+    return {point.step for point in cell.curve if None not in point.scores.values()}
 
 
 def _mean_of(values: object) -> float:

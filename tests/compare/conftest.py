@@ -12,7 +12,7 @@ from PIL import Image
 
 from finetune.compare.assemble import assembled
 from finetune.compare.config import CompareConfig
-from finetune.compare.measure import Scorers
+from finetune.compare.measure import Scorers, load_judges
 from finetune.compare.planned import plan
 from finetune.compare.run import make_cells
 from finetune.config import merge, validate
@@ -83,8 +83,10 @@ def run_comparison(tiny_base: Any, clay_scorers: Scorers) -> Compare:
     def run(values: dict[str, Any], *, said: list[str] | None = None, **options: Any) -> Results:
         config = validate(CompareConfig, values, "test")
         announce = (said if said is not None else []).append
-        planned = plan(config, tiny_base, load_method)
-        made = make_cells(planned, tiny_base, load_method, announce=announce, **options)
+        load = options.pop("load_method", load_method)
+        planned = plan(config, tiny_base, load)
+        judges = load_judges(config, clay_scorers)
+        made = make_cells(planned, tiny_base, load, judges=judges, announce=announce, **options)
         results = assembled(made, tiny_base, clay_scorers, command="finetune compare")
         write_results(results, config.output)
         return results

@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from finetune.cli import app
+from finetune.config import merge
 from finetune.results import read_results
 
 Values = Callable[..., dict[str, Any]]
@@ -77,6 +78,23 @@ def test_a_comparison_its_continuation_its_merge_and_scores_of_its_pictures(
     assert "drift/clay-clip" in scored.stdout
 
 
+def test_a_comparison_of_which_a_row_failed_says_so_and_ends_with_code_3(
+    config: Path, tmp_path: Path
+) -> None:
+    """All there is to compare failed, while it was tuned; the page says it too."""
+    broken = {"method": {"learning_rate": 1e30}, "training": {"max_non_finite_steps": 1}}
+    values = yaml.safe_load(config.read_text())
+    values["methods"] = {"low": merge(values["methods"]["low"], broken)}
+    tune = {"trials": 1, "learning_rate_factors": [1.0], "num_steps": [3]}
+    config.write_text(yaml.safe_dump({**values, "tune": tune}))
+    result = invoke("compare", config)
+    assert result.exit_code == 3, (result.output, result.exception)
+    assert "Failed: low on all, seed all: All 1 trials failed" in result.stderr
+    assert "--retry-failed" in result.stdout
+    assert f"Page: {tmp_path / 'out' / 'report.html'}" in result.stdout
+    assert "All 1 trials failed" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_mistakes_are_one_sentence_and_leave_nothing_behind(config: Path, tmp_path: Path) -> None:
     assert refusal("compare").startswith("Give a configuration")
     assert "is given 2 times" in refusal("compare", "--from", "a", "output=b", "output=c")
@@ -84,6 +102,11 @@ def test_mistakes_are_one_sentence_and_leave_nothing_behind(config: Path, tmp_pa
     message = refusal("compare", config, "scorers.subject=[dino-s15]")
     assert "There is no scorer 'dino-s15'" in message
     assert "Did you mean 'dino-s16'" in message
+    judge = "validation.scorers.prompt=clip-b23"
+    assert "no scorer 'clip-b23'" in refusal("compare", config, "validation.every=1", judge)
+    (tmp_path / "weights").mkdir()
+    judge = f"validation.scorers.subject=[dino-s16={tmp_path / 'weights'}]"
+    assert "weights" in refusal("compare", config, "tune={trials: 1}", judge)
     message = refusal("compare", config, "prompts=[a dog]")
     assert message.startswith("prompts, number 1: 'a dog' does not mention {subject}")
     assert "subjects: " in refusal("compare", config, "subjects=[tom]")

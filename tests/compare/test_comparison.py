@@ -16,15 +16,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from finetune import yardstick
+from finetune.bases import EMBEDDED
+from finetune.compare import pictures
 from finetune.compare.config import CompareConfig
 from finetune.compare.measure import Scorers
 from finetune.compare.summaries import table_of
 from finetune.config import validate
 from finetune.encoders import hide_background
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, ConfigError, UserError
 from finetune.photos import scored_photos
 from finetune.results import FROZEN_BASE, PHOTOS_AS_OUTPUTS, REAL_PHOTOS, Results, read_results
+from finetune.validation import Validation
+from methods import load_method
+from methods.lora import LoRA
 
 Values = Callable[..., dict[str, Any]]
 Compare = Callable[..., Results]
@@ -94,6 +101,9 @@ def test_every_number_is_that_of_the_pictures_on_the_disk(
     assert mean_of(results, REAL_PHOTOS, "subject_fidelity") == pytest.approx(
         float(others), abs=2e-6
     )
+    # Three rows of eight pictures and the photos as four outputs; none is embedded twice.
+    embedded_files = (tmp_path / "out" / "embeddings").rglob("*.safetensors")
+    assert sum(len(load_file(path)["vectors"]) for path in embedded_files) == 3 * 8 + 4
     # What methods learn from differs, what their pictures start from does not.
     seeds = {cell.noise_seeds for cell in results.cells if cell.noise_seeds}
     assert len(seeds) == 1
@@ -196,15 +206,39 @@ def test_overwrite_deletes_comparisons_only_and_after_all_checks(
     assert not (out / "cells" / "low" / "rex" / "seed-0" / "pictures" / "00-01.png").exists()
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> Path:
+    """A file without which LoRA of rank 3 has no connection; see `load_unreliable`."""
+    return tmp_path / "server"
+
+
+@pytest.fixture
+def load_unreliable(server: Path) -> Callable[[str], Any]:
+    """Loads methods; LoRA of rank 3 fetches something from a server in every step."""
+
+    class Fetching(LoRA):
+        def compute_loss(self, base: Any, batch: Any, objective: Any) -> Any:
+            if self.config.rank == 3 and not server.exists():
+                raise ConnectionError("the server does not answer")
+            return super().compute_loss(base, batch, objective)
+
+    return lambda kind: Fetching if kind == "lora" else load_method(kind)
+
+
 def test_a_row_that_fails_is_named_and_the_others_finish(
-    values: Values, run_comparison: Compare, tmp_path: Path
+    values: Values, run_comparison: Compare, load_unreliable: Any, tmp_path: Path
 ) -> None:
     """A learning rate of 1e30 makes numbers overflow in the second step."""
     training = {"num_steps": 6, "max_non_finite_steps": 2}
     broken = {"method": {"kind": "lora", "learning_rate": 1e30}, "training": training}
-    methods = {"broken": broken, "last": {"method": {"kind": "lora", "rank": 1}}}
-    results = run_comparison(values(methods=methods))
-    (failed,) = results.failed
+    methods = {
+        "away": {"method": {"kind": "lora", "rank": 3}},
+        "broken": broken,
+        "last": {"method": {"kind": "lora", "rank": 1}},
+    }
+    results = run_comparison(values(methods=methods), load_method=load_unreliable)
+    away, failed = results.failed
+    assert away.error == "ConnectionError: the server does not answer"
     assert failed.row == "broken"
     assert "not finite in 2 steps in a row" in str(failed.error)
     assert failed.pictures == ()
@@ -215,8 +249,80 @@ def test_a_row_that_fails_is_named_and_the_others_finish(
     run_comparison(values(methods=methods), said=said)
     assert said == []  # what failed stays failed
     run_comparison(values(methods=methods), said=said, retry_failed=True)
-    assert said[0] == "rex, seed 0: broken"
-    assert "failed on rex" in said[1]
+    assert said[:2] == ["rex, seed 0: away", "rex, seed 0: broken"]
+    assert "broken failed on rex" in said[2]
+
+
+def test_a_full_disk_is_no_row_s_failure(
+    values: Values, run_comparison: Compare, files_up_to: Any, tmp_path: Path
+) -> None:
+    """Notes and pictures find room, a checkpoint of what is learnt does not."""
+    given = values()
+    del given["methods"]["high"]
+    with files_up_to(10_000), pytest.raises(CheckpointError, match="Could not write .*step-000002"):
+        run_comparison(given)
+    assert (tmp_path / "out/cells/frozen base/rex/seed-0/cell.json").is_file()
+    assert not (tmp_path / "out/cells/low/rex/seed-0/cell.json").exists()
+    assert run_comparison(given).failed == ()
+
+
+def test_a_signal_in_the_last_look_ends_the_comparison_which_goes_on_behind_it(
+    values: Values, run_comparison: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Validation.look
+
+    def look(self: Validation, step: int) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(self, step)
+
+    given = values(validation={"every": 100, "prompts": ["a {subject} at dawn", "a lamp"]})
+    monkeypatch.setattr(Validation, "look", look)
+    with pytest.raises(SystemExit) as caught:
+        run_comparison(given)
+    assert caught.value.code == 130
+    monkeypatch.undo()
+    cells = tmp_path / "out" / "cells"
+    assert not (cells / "high").exists()
+    before = (cells / "low/rex/seed-0/run/trained.json").read_bytes()
+    results = run_comparison(given)
+    assert [len(results.cells_of(row)) for row in ("low", "high")] == [1, 1]
+    assert (cells / "low/rex/seed-0/run/trained.json").read_bytes() == before
+
+
+def test_what_is_wrong_with_the_base_is_no_row_s_failure(
+    values: Values, run_comparison: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little memory for its pictures of test prompts, then for those of validation prompts."""
+
+    def without_memory(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    given = values(validation={"every": 100, "prompts": ["a {subject} at dawn", "a lamp"]})
+    for module in (pictures, yardstick):
+        monkeypatch.setattr(module, "generate", without_memory)
+        with pytest.raises(UserError, match=r"too small for .*shared\.sampling\.batch_size=1"):
+            run_comparison(given)
+        monkeypatch.undo()
+        assert not (tmp_path / "out/cells/low/rex/seed-0/cell.json").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(yardstick, "generate", without_memory)
+        tuned = {**given, "tune": {"trials": 1}, "output": str(tmp_path / "tuned")}
+        with pytest.raises(UserError, match="too small for the comparison's pictures"):
+            run_comparison(tuned)
+    assert not list((tmp_path / "tuned").rglob("trial.json"))
+
+
+def test_an_identifier_is_no_subject_s_class(
+    values: Values, run_comparison: Compare, suite_folder: Path, tmp_path: Path
+) -> None:
+    """The first subject is a dog, the second a mug."""
+    given = values(
+        data={"photos": str(suite_folder), "class_noun": None},
+        methods={"low": {"method": {"identifier": "mug"}}},
+    )
+    with pytest.raises(ConfigError, match="identifier is 'mug', the class noun itself"):
+        run_comparison(given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_subjects_of_different_kinds_and_a_single_photo_leave_holes_not_errors(
@@ -247,10 +353,7 @@ def test_tuning_tries_each_row_equally_often_and_ranks_what_it_chose(
     values: Values, run_comparison: Compare, tmp_path: Path
 ) -> None:
     tune = {"trials": 2, "learning_rate_factors": [0.5, 2.0], "num_steps": [1]}
-    given = values(
-        tune=tune,
-        validation={"num_images": 2, "scorers": {"subject": ["clay-clip"], "prompt": "clay-clip"}},
-    )
+    given = values(tune=tune)
     given["methods"]["broken"] = {
         "method": {"kind": "lora", "learning_rate": 1e30},
         "training": {"max_non_finite_steps": 1},
@@ -258,6 +361,8 @@ def test_tuning_tries_each_row_equally_often_and_ranks_what_it_chose(
     given["tune"]["num_steps"] = [3]
     results = run_comparison(given)
     rows = {row.name: row for row in results.rows}
+    error = tmp_path / "out" / "tuning" / "broken" / "trial-00" / "rex" / "error.txt"
+    assert error.read_text().startswith("Traceback")
     for name, rate in (("low", 1e-3), ("high", 1e-2)):
         row = rows[name]
         tried = [trial.settings["method.learning_rate"] for trial in row.trials]
@@ -282,18 +387,74 @@ def test_tuning_tries_each_row_equally_often_and_ranks_what_it_chose(
     assert said == []
 
 
+def test_failed_trials_can_be_tried_once_more(
+    values: Values,
+    run_comparison: Compare,
+    suite_folder: Path,
+    server: Path,
+    load_unreliable: Any,
+    tmp_path: Path,
+) -> None:
+    given = values(
+        data={"photos": str(suite_folder), "class_noun": None},
+        tune={"trials": 1, "num_steps": [1], "learning_rate_factors": [1.0]},
+    )
+    given["methods"] = {"away": {"method": {"kind": "lora", "rank": 3}}}
+    said: list[str] = []
+    results = run_comparison(given, said=said, load_method=load_unreliable)
+    away = results.rows[-1]
+    assert away.error is not None
+    assert away.error.endswith("ConnectionError: the server does not answer")
+    # A trial that failed on one subject is over.
+    assert [text for text in said if "trial" in text] == [
+        "away: trial 1 on rex",
+        "away: trial 1 failed on rex: ConnectionError: the server does not answer",
+    ]
+    server.touch()
+    said.clear()
+    run_comparison(given, said=said, load_method=load_unreliable)
+    assert said == []
+    results = run_comparison(given, said=said, load_method=load_unreliable, retry_failed=True)
+    assert said == [
+        "away: trial 1 on rex",
+        "away: trial 1 on cup",
+        "rex, seed 0: away",
+        "cup, seed 0: away",
+    ]
+    away = results.rows[-1]
+    assert (away.error, away.chosen_trial) == (None, 0)
+    assert results.failed == ()
+    # Had another trial been the best before, what was made of that one would go.
+    note = tmp_path / "out" / "tuning" / "away" / "chosen.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "trial": 7}))
+    said.clear()
+    run_comparison(given, said=said, load_method=load_unreliable)
+    assert said == [
+        "away: another trial is the best now, so its cells are made anew",
+        "rex, seed 0: away",
+        "cup, seed 0: away",
+    ]
+
+
 def test_curves_are_of_validation_prompts_and_say_where_overfitting_begins(
     values: Values, run_comparison: Compare, tmp_path: Path
 ) -> None:
-    scorers = {"subject": ["clay-clip"], "prompt": "clay-clip"}
+    """Judged by a network of their own for pictures, and the comparison's for texts."""
+    judge = tmp_path / "judge"
+    shutil.copytree(EMBEDDED / "clay-clip", judge)
     limits = {"max_drift": 1e-9}
     given = values(
         shared={"training": {"num_steps": 4}},
-        validation={"every": 2, "scorers": scorers, "limits": limits},
+        validation={"every": 2, "scorers": {"subject": [str(judge)]}, "limits": limits},
     )
     results = run_comparison(given)
+    assert [encoder.name for encoder in results.encoders] == ["clay-clip", "judge"]
     (low,) = results.cells_of("low")
     assert [point.step for point in low.curve] == [2, 4]
+    assert {*low.curve[0].scores} == {
+        "subject_fidelity/judge", "prompt_fidelity/clay-clip", "drift/judge", "copy/judge",
+        "copy_share/judge",
+    }  # fmt: skip
     names = [name for point in low.curve for row in point.pictures for name in row]
     assert len(names) == 2 * 4 * 2
     assert all((tmp_path / "out" / name).is_file() for name in names)
@@ -326,10 +487,9 @@ def test_a_comparison_killed_three_times_ends_as_an_unbroken_one(
 ) -> None:
     """Killed with SIGKILL at random writes; results.json agrees in every byte but times."""
     torch.set_num_threads(1)  # threads do not survive a fork
-    scorers = {"subject": ["clay-clip"], "prompt": "clay-clip"}
     common = {
         "shared": {"training": {"num_steps": 6, "checkpoint_every": 2}},
-        "validation": {"every": 2, "keep": "recommended", "scorers": scorers},
+        "validation": {"every": 2, "keep": "recommended"},
     }
     whole = run_comparison(values(output=str(tmp_path / "whole"), **common))
     broken = values(output=str(tmp_path / "broken"), **common)
@@ -371,7 +531,12 @@ def test_masks_make_a_score_of_their_own_and_artifacts_need_not_be_kept(
     left = np.zeros((20, 20), np.uint8)
     left[:, :10] = 255
     Image.fromarray(left).save(photos / "mask" / "0.png")
-    given = values(data={"photos": str(photos)}, keep_artifacts=False)
+    given = values(
+        data={"photos": str(photos)},
+        keep_artifacts=False,
+        validation={"every": 1, "prompts": ["a {subject} at dawn", "a lamp"]},
+        methods={"low": {"validation": {"keep": "recommended"}}},
+    )
     del given["methods"]["high"]
     results = run_comparison(given)
     assert [photo.masked for photo in results.subjects[0].photos] == [True, False, False]
@@ -388,6 +553,7 @@ def test_masks_make_a_score_of_their_own_and_artifacts_need_not_be_kept(
     run = tmp_path / "out" / "cells" / "low" / "photos" / "seed-0" / "run"
     assert (run / "config.yaml").is_file()
     assert not (run / "artifact").exists()
+    assert not list(run.rglob("*.safetensors"))
     assert cell.artifact_bytes is not None
     said: list[str] = []
     assert run_comparison(given, said=said).without_times() == results.without_times()

@@ -164,7 +164,7 @@ def test_seeds_that_do_not_fit_are_refused(
         evaluate({"one": one, "two": two})
     with pytest.raises(ConfigError, match=r"x\.png of mine does not tell its seed"):
         evaluate({"mine": pictures("mine", "00-x.png")}, base=tiny_base)
-    with pytest.raises(ConfigError, match=r"row\.frozen base: choose another name"):
+    with pytest.raises(ConfigError, match="one: rename the folder"):
         evaluate({"frozen base": one})
     assert not (tmp_path / "scores").exists()
 

@@ -11,6 +11,7 @@ import pytest
 
 from finetune.compare.config import CompareConfig, TuneConfig
 from finetune.compare.plan import (
+    Trial,
     budget_text,
     check_nouns,
     method_runs,
@@ -107,7 +108,7 @@ def test_validation_prompts_may_not_be_those_that_rank(values: Values) -> None:
         r"'A \{subject\} at night\.' is also a prompt of the comparison",
         values(validation={"every": 1, "prompts": own}),
     )
-    refused("there is none without {subject}", values(
+    refused("every prompt mentions {subject}", values(
         validation={"every": 1, "prompts": ["a {subject}"]}))  # fmt: skip
     (rex,) = suite(values(validation={"every": 1}, prompts=["a photo of a {subject} on the grass"]))
     assert "a photo of a {subject} on the grass" not in rex.validation
@@ -122,6 +123,8 @@ def test_validation_prompts_may_not_be_those_that_rank(values: Values) -> None:
         ({"methods": {"low": {"training": {"seed": 3}}}}, "Give seeds:"),
         ({"methods": {"low": {"training": {"max_seconds": 3}}}}, "budget: {kind: seconds"),
         ({"methods": {"low": {"validation": {"every": 3}}}}, "validation.every: set it for all"),
+        ({"methods": {"low": {"validation": None}}}, r"low:\s+validation: .*valid dictionary"),
+        ({"methods": {"low": {"validation": [3]}}}, r"low:\s+validation: .*valid dictionary"),
         ({"methods": {"frozen base": {"method": {"kind": "lora"}}}}, "choose another name"),
         ({"methods": {".hidden": {"method": {"kind": "lora"}}}}, "choose another name"),
         ({"artifacts": {"low": {"path": "x"}}}, "artifacts.low: choose another name"),
@@ -177,8 +180,24 @@ def test_what_was_made_equal_is_told(values: Values) -> None:
     longer = {"methods": {"low": {"training": {"num_steps": 9}}}}
     assert text(**longer) == "Every method trained for its own number of steps."
     tuned = text(tune={"trials": 2}, budget={"kind": "pictures", "amount": 8})
-    assert "saw 8 training pictures" in tuned
+    assert "saw at most 8 training pictures" in tuned
     assert "2 trials on validation prompts" in tuned
+    # What a sentence says of all has to hold for rows that were tuned, or ended early.
+    tries = {"trials": 2, "num_steps": [1, 2]}
+    assert text(tune=tries).startswith("Every method trained for its own number of steps. Each was")
+    same = {"trials": 2, "num_steps": [5]}
+    assert "configured, all for 5 optimizer steps with 1 photo each. Each was" in text(tune=same)
+    patient = {
+        "validation": {"every": 1},
+        "methods": {"low": {"validation": {"patience": 1}}},
+    }
+    assert text(**patient).endswith("all for at most 2 optimizer steps with 1 photo each.")
+    million = {"kind": "steps", "amount": 1_000_000}
+    assert text(budget=million) == "Every method trained for 1,000,000 optimizer steps."
+    assert "for at most 1,000,000 optimizer steps." in text(budget=million, **patient)
+    assert "for at most 1,000,000 optimizer steps." in text(budget=million, tune=same)
+    timed = {"kind": "seconds", "amount": 1.5}
+    assert text(budget=timed) == "Every method trained for 1.5 seconds of optimizer steps."
 
 
 def test_every_row_tries_the_same_settings_relative_to_its_own(values: Values) -> None:
@@ -192,6 +211,23 @@ def test_every_row_tries_the_same_settings_relative_to_its_own(values: Values) -
         assert low.method.learning_rate == pytest.approx(1e-3 * trial.learning_rate_factor)
         assert high.method.learning_rate == pytest.approx(1e-2 * trial.learning_rate_factor)
         assert low.training.num_steps == trial.num_steps
+
+
+def test_a_trial_scales_every_learning_rate_and_shows_no_digits_of_arithmetic(
+    values: Values,
+) -> None:
+    both = {"learning_rate": 1e-4, "text_encoder_learning_rate": 5e-5, "train_text_encoder": True}
+    given = {"methods": {"low": {"method": both}}}
+    trial = Trial(learning_rate_factor=3.0, num_steps=None)
+    assert 1e-4 * 3.0 != 3e-4
+    tried = with_trial(runs_of(values(**given))["low"], trial)
+    assert trial.settings(tried) == {
+        "method.learning_rate": 3e-4,
+        "method.text_encoder_learning_rate": 1.5e-4,
+        "training.num_steps": 2,
+    }
+    timed = runs_of(values(budget={"kind": "seconds", "amount": 9}))["low"]
+    assert trial.settings(with_trial(timed, trial)) == {"method.learning_rate": 3e-3}
 
 
 def test_a_row_may_call_a_subject_otherwise(suite_folder: Path, values: Values) -> None:

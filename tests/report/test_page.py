@@ -17,7 +17,7 @@ from report_results import ENCODER, NASTY, Wanted, results_in
 
 from finetune.report import write_page
 from finetune.report.page import render, same_noise
-from finetune.results import Results
+from finetune.results import Results, Trial
 
 Make = Callable[[Wanted], Results]
 LONG = (
@@ -254,6 +254,29 @@ def test_failed_cells_are_named_with_their_reasons(make_results: Make, tmp_path:
     (line,) = [tr for tr in gallery.all("tr") if tr.children[0].words.startswith("lora")]
     assert line.all("img") == []
     assert NASTY in line.words
+
+
+def test_a_trial_that_was_the_least_bad_is_not_shown_as_a_good_one(
+    make_results: Make, tmp_path: Path
+) -> None:
+    results = make_results(Wanted())
+    trials = tuple(
+        Trial(settings={"method.learning_rate": 3e-4}, status="finished", allowed=allowed)
+        for allowed in (False, True, False)
+    )
+    rows = [
+        row.model_copy(
+            update={"trials": trials, "chosen_trial": {"dreambooth": 0}.get(row.name, 1)}
+        )
+        for row in results.rows
+        if row.kind == "method"
+    ]
+    page = render(results.model_copy(update={"rows": tuple(rows)}), tmp_path)
+    told = re.findall(r'<td class="conclusion">(chosen.*?|outside the limits)</td>', page)
+    assert told == [
+        "chosen, though outside the limits", "outside the limits",
+        "outside the limits", "chosen", "outside the limits",
+    ]  # fmt: skip
 
 
 def test_a_page_without_failures_speaks_of_none(plain: tuple[Results, Element]) -> None:
