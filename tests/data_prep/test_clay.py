@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -351,19 +352,39 @@ def test_a_missing_renderer_names_the_extra(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_metadata_rows_are_read_back_in_order(tmp_path: Path) -> None:
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / "000032.jsonl").write_text('{"n": 2}\n{"n": 3}\n')
-    (tmp_path / "shards" / "000000.jsonl").write_text('{"n": 0}\n{"n": 1}\n')
-    (tmp_path / "shards" / "000064.partial").write_text('{"n": 4}\n')
-    assert [row["n"] for row in dataset.read_metadata(tmp_path)] == [0, 1, 2, 3]
-
-
-def test_reading_names_a_broken_shard(tmp_path: Path) -> None:
-    fake_shards(tmp_path, 2)
-    (tmp_path / "shards" / "000032.jsonl").write_text("{")
-    with pytest.raises(DataError, match=r"000032\.jsonl is not what was written"):
+def test_a_world_is_read_when_all_of_it_is_rendered(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No pictures .* finetune clay render"):
         dataset.read_metadata(tmp_path)
+    fake_shards(tmp_path, 2)
+    with pytest.raises(DataError, match="is not finished"):
+        dataset.read_metadata(tmp_path)
+    assert list(dataset.render_dataset(tmp_path, num_pictures=96, seed=0)) == [96]
+    assert len(dataset.read_metadata(tmp_path)) == 96
+    assert list(dataset.render_dataset(tmp_path, num_pictures=100, seed=0)) == [192]
+    rows = dataset.read_metadata(tmp_path)
+    assert [row["file_name"] for row in rows] == [f"images/{i:06d}.jpg" for i in range(192)]
+    (tmp_path / "metadata.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"metadata\.jsonl is not what was written"):
+        dataset.read_metadata(tmp_path)
+
+
+def test_metadata_goes_before_rendering_begins_and_stays_where_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "require_renderer", lambda: None)
+    fake_shards(tmp_path, 1)
+    assert list(dataset.render_dataset(tmp_path, num_pictures=96, seed=0)) == [96]
+    with pytest.raises(DataError, match="another world"):
+        list(dataset.render_dataset(tmp_path, num_pictures=192, seed=7))
+    assert (tmp_path / "metadata.jsonl").is_file()
+    assert next(dataset.render_dataset(tmp_path, num_pictures=192, seed=0)) == 96
+    assert not (tmp_path / "metadata.jsonl").exists()
+
+
+def test_a_killed_worker_is_named_instead_of_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "_render_shard", os._exit)
+    with pytest.raises(DataError, match="ended from outside.*--workers"):
+        list(dataset._render_all([9], 1))  # type: ignore[list-item]
 
 
 @NEEDS_MITSUBA
