@@ -105,11 +105,12 @@ def _check_origin(stage: Stage, state: dict[str, Any], checkpoint: Path) -> None
             f"{checkpoint} has learnt for {state['step']} steps already, more than {stage.name}.num_steps "
             f"{told['num_steps']}. Raise it, or remove {checkpoint.parent} to begin anew."
         )
+    before = state.get("config", told)  # which the first checkpoints did not say
     for name in sorted(told.keys() - _MAY_CHANGE):
-        if state["config"].get(name) != told[name]:
+        if before.get(name) != told[name]:
             raise CheckpointError(
-                f"{checkpoint} was made with {stage.name}.{name} {state['config'].get(name)}, not "
-                f"{told[name]}. Set it back, or remove {checkpoint.parent} to begin anew."
+                f"{checkpoint} was made with {stage.name}.{name} {before.get(name)}, not {told[name]}. "
+                f"Set it back, or remove {checkpoint.parent} to begin anew."
             )
     for name, fingerprint in stage.made_of.items():
         if state["made_of"].get(name) != fingerprint:

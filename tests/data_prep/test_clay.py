@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep.clay import dataset, world
 from data_prep.clay.subjects import (
@@ -163,10 +164,10 @@ def test_caption_names_only_what_is_told() -> None:
 def test_random_captions_say_nothing_untrue() -> None:
     for seed in range(500):
         identity, seen, rng = draw(seed)
-        whole = world.caption(identity, seen).split()
-        told = [word for word in world.caption(identity, seen, rng).split() if word != "sks"]
-        articles = {"a", "an"}
-        assert set(told) - articles <= set(whole) - articles
+        unsaying = {"a", "an", "sks"}
+        told = [w for w in world.caption(identity, seen, rng).split() if w not in unsaying]
+        whole = iter(world.caption(identity, seen).split())
+        assert all(word in whole for word in told), (told, seed)  # in the same order
         assert identity.class_noun in told
         assert seen.style == "photo" or seen.style.split()[-1] in told
 
@@ -279,18 +280,56 @@ def test_the_mask_is_where_the_subject_changes_the_picture() -> None:
     assert (changed & inside).sum() / inside.sum() > 0.8
 
 
+def reddish(picture: Image.Image) -> np.ndarray:
+    """Where a picture is red, [H, W]."""
+    red, green, blue = np.moveaxis(np.asarray(picture, float), -1, 0)
+    return np.asarray((red > 1.5 * green) & (red > 1.5 * blue))
+
+
 @NEEDS_MITSUBA
-@pytest.mark.parametrize("place", world.PLACES)
-def test_every_place_can_be_rendered_and_looks_like_no_other(place: str) -> None:
+def test_every_place_can_be_rendered_and_looks_like_no_other() -> None:
     from data_prep.clay.render import build_model, render
 
     model = build_model(plain("mug", "gray", "plain", "blue"))
-    picture = render(model, view(place, "photo", None, seed=1), size=32, samples_per_pixel=1)
-    corner = np.asarray(picture, float)[24:, :6].mean((0, 1))
+    pictures = {}
+    for place in world.PLACES:
+        seen = view(place, "photo", None, seed=1)
+        picture = render(model, seen, size=32, samples_per_pixel=1)
+        pictures[place] = np.asarray(picture, float)
     expected = {"on a red carpet": 0, "on the grass": 1, "on a blue background": 2}
-    if place in expected:
-        assert int(corner.argmax()) == expected[place]
-    assert np.asarray(picture).std() > 3
+    for place, channel in expected.items():
+        assert int(pictures[place][24:, :6].mean((0, 1)).argmax()) == channel
+    # The nearest two, grass and flower field, are 8 of 255 apart; one place drawn twice is 0.
+    for first, second in itertools.combinations(world.PLACES, 2):
+        assert np.abs(pictures[first] - pictures[second]).mean() > 4, (first, second)
+
+
+@NEEDS_MITSUBA
+@pytest.mark.parametrize("class_noun", ["cat", "penguin", "turtle", "boat"])
+def test_the_first_colour_shows_more_than_the_second(class_noun: str) -> None:
+    """Patches are left out: in one view of nine the second colour shows more."""
+    from data_prep.clay.render import build_model, render, render_mask
+
+    seen = view("on a white background", "photo", None)
+    for pattern in ("spots", "stripes", "belly"):
+        model = build_model(plain(class_noun, "red", pattern, "blue"))
+        picture = render(model, seen, size=64, samples_per_pixel=2)
+        subject = np.asarray(render_mask(model, seen, size=64)) > 127
+        red, _, blue = np.asarray(picture, float)[subject].T
+        first, second = int((red > 1.5 * blue).sum()), int((blue > 1.5 * red).sum())
+        assert first > 1.5 * second > 0.1 * subject.sum(), pattern
+
+
+@NEEDS_MITSUBA
+@pytest.mark.parametrize("class_noun", ["dog", "elephant", "penguin"])
+def test_what_is_worn_can_be_seen(class_noun: str) -> None:
+    from data_prep.clay.render import build_model, render
+
+    model = build_model(plain(class_noun, "white", "plain", "blue"))
+    for worn in (None, *world.ACCESSORIES):
+        seen = view("on a white background", "photo", worn and (worn, "red"))
+        count = int(reddish(render(model, seen, size=64, samples_per_pixel=2)).sum())
+        assert (count > 20) == (worn is not None), (worn, count)
 
 
 def fake_shards(folder: Path, count: int) -> None:
