@@ -226,7 +226,7 @@ def read_metadata(folder: Path) -> list[dict[str, Any]]:
     """
     path, command = folder / METADATA, f"finetune clay render {folder}"
     if not path.is_file():
-        if any((folder / "shards").glob("*")):
+        if (folder / "shards").is_dir():
             raise DataError(
                 f"Rendering into {folder} is not finished. Go on with the command that began it, for "
                 f"instance {command}"

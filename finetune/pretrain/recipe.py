@@ -73,8 +73,9 @@ def device_of(config: PretrainConfig) -> torch.device:
     return torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
 
 
-def _denoiser_stage(config: PretrainConfig, made: Made, pictures: Pictures) -> DenoiserStage:
-    device = device_of(config)
+def _denoiser_stage(
+    config: PretrainConfig, made: Made, pictures: Pictures, device: torch.device
+) -> DenoiserStage:
     vae, clip = made.vae("autoencoder").requires_grad_(False), made.clip()
     return DenoiserStage(
         config.denoiser,
@@ -88,8 +89,9 @@ def _denoiser_stage(config: PretrainConfig, made: Made, pictures: Pictures) -> D
     )
 
 
-def _decoder_stage(config: PretrainConfig, made: Made, pictures: Pictures) -> DecoderStage:
-    device = device_of(config)
+def _decoder_stage(
+    config: PretrainConfig, made: Made, pictures: Pictures, device: torch.device
+) -> DecoderStage:
     vae = made.vae("autoencoder")
     return DecoderStage(
         config.decoder,
@@ -136,8 +138,8 @@ def build_stage(name: str, config: PretrainConfig, *, command: str = COMMAND) ->
     if name == "judge":
         return JudgeStage(config.judge, pictures, device=device)
     if name == "denoiser":
-        return _denoiser_stage(config, made, pictures)
-    return _decoder_stage(config, made, pictures)
+        return _denoiser_stage(config, made, pictures, device)
+    return _decoder_stage(config, made, pictures, device)
 
 
 def _train(stage: Stage, folder: Path, deadline: float) -> bool:
