@@ -1,13 +1,17 @@
 """Does each method, at its shipped configuration, learn clay subjects? Slow: minutes a subject.
 
 For every subject of a folder and every method: train on the photos, make pictures on prompts whose places
-are those of the held-out views, and, for what can wear something, on prompts with a thing worn; then print
+are those of the held-out views, and, for what can wear something, on prompts with a thing worn. Of them
 
-- normalised subject similarity, (generated − base) / (real-real − base), by the embedded judge's identity
-  embedding against the held-out views: 0 is the frozen base asked for the class, 1 another photo;
-- prompt accuracy: the judge's place and, where one is asked for, accessory, beside the frozen base's;
+- normalised subject similarity, (generated - base) / (real-real - base), by the embedded judge's identity
+  embedding against the held-out views, on the prompts of places: 0 is the frozen base asked for the class, 1
+  another photo;
+- prompt accuracy: the judge's place and, where one is asked for, accessory, beside the frozen base's; and
+  the place alone where no photo of training shows it;
 - similarity of the class prompt's pictures to the subject (should stay at the base's), and the share
   of them in which the judge still sees the class.
+
+At the end all subjects together, with 95 % intervals over subjects and prompts.
 
     python benchmarks/subjects.py [--folder examples/subjects] [--subjects dog cat] [--methods lora]
         [--prior-ablation] --output benchmarks/subjects.json [section.key=value ...]
@@ -16,56 +20,80 @@ are those of the held-out views, and, for what can wear something, on prompts wi
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from data_prep.clay.subjects import HELD_OUT_PLACES
+from data_prep.clay.subjects import HELD_OUT_PLACES, TRAINING_PLACES
 from data_prep.clay.world import WEARERS, with_article
 from finetune.base import BaseConfig, BasePipeline, load_base
 from finetune.bases import EMBEDDED
 from finetune.config import apply_overrides, build_run_config, read_yaml
-from finetune.encoders import Encoder, load_encoder
+from finetune.encoders import EMBEDDED_JUDGE, Encoder, load_encoder
+from finetune.files import sha256_of, write_json
 from finetune.generate import SamplingConfig, generate, labelled_grid
 from finetune.judge import Judge
 from finetune.run import prepare_folder, run_training
 from finetune.scores import Views, embed_images, real_similarity, subject_fidelity
+from finetune.statistics import difference, interval, share_interval
+from finetune.tables import Table
 from methods import load_method
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES_PER_PROMPT = 3
 IMAGES_OF_CLASS = 12
 WORN = (("hat", "red"), ("scarf", "yellow"), ("glasses", "green"), ("bag", "blue"))
+BASE = "frozen base"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What follows the subject in a prompt, and what the judge should see."""
+    """What follows the subject in a prompt, and the attribute and its value that the judge should see."""
 
     text: str
-    expected: dict[str, str]
+    attribute: str
+    value: str
+
+    @property
+    def is_new_place(self) -> bool:
+        """Whether it asks for a place that no photo of training shows."""
+        return self.attribute == "place" and self.value not in TRAINING_PLACES
 
 
-def prompts_for(class_noun: str) -> list[Prompt]:
-    """Places, and accessories on the grass for those who wear some."""
-    prompts = [Prompt(place, {"place": place}) for place in HELD_OUT_PLACES]
-    for kind, color in WORN if class_noun in WEARERS else ():
-        worn = f"{color} glasses" if kind == "glasses" else with_article(f"{color} {kind}")
-        prompts.append(Prompt(f"wearing {worn} on the grass", {"accessory": kind}))
-    return prompts
+def _worn(kind: str, color: str) -> Prompt:
+    thing = f"{color} glasses" if kind == "glasses" else with_article(f"{color} {kind}")
+    return Prompt(f"wearing {thing} on the grass", "accessory", kind)
+
+
+PROMPTS = (
+    *(Prompt(place, "place", place) for place in HELD_OUT_PLACES),
+    *(_worn(kind, color) for kind, color in WORN),
+)
+
+
+def prompts_for(class_noun: str) -> tuple[Prompt, ...]:
+    """Places, and accessories on the grass for those who wear some: the first or all of `PROMPTS`."""
+    return PROMPTS if class_noun in WEARERS else PROMPTS[: len(HELD_OUT_PLACES)]
 
 
 @dataclass(frozen=True)
 class Pictures:
     """What a row made: for the prompts in order, several each, and for the class alone."""
 
-    prompts: list[Prompt]
+    prompts: tuple[Prompt, ...]
     made: list[Image.Image]
     of_class: list[Image.Image]
+
+    def row(self, label: str) -> tuple[str, list[Image.Image]]:
+        """A row of a grid: one picture a prompt, two of the class."""
+        return label, [*self.made[::IMAGES_PER_PROMPT], *self.of_class[:2]]
 
 
 def pictures(base: BasePipeline, subject: str, class_noun: str) -> Pictures:
@@ -88,28 +116,89 @@ class Yardstick:
     real: Views
     class_noun: str
 
-    def similarity(self, images: list[Image.Image]) -> float:
-        """Mean over pictures of the mean cosine to all photos."""
+    def similarities(self, images: list[Image.Image]) -> np.ndarray:
+        """Of each picture the mean cosine to all photos, [N]."""
         names = [f"picture {index}" for index in range(len(images))]
-        return float(subject_fidelity(embed_images(self.encoder, images, names), self.real).mean())
+        found = subject_fidelity(embed_images(self.encoder, images, names), self.real)
+        return np.asarray(found, float)
 
 
-def measure(yardstick: Yardstick, shown: Pictures) -> dict[str, float]:
+@dataclass(frozen=True)
+class Measured:
+    """Of one subject and row: arrays [prompt of `PROMPTS`, picture], NaN where nothing counts."""
+
+    similarity: np.ndarray
+    right: np.ndarray
+    class_similarity: float
+    class_accuracy: float
+
+    def in_new_places(self) -> np.ndarray:
+        """`right` for the places that no photo of training shows."""
+        return self.right[[prompt.is_new_place for prompt in PROMPTS]]
+
+    def to_dict(self) -> dict[str, float]:
+        """Means for the record."""
+        return {
+            "similarity": float(np.nanmean(self.similarity)),
+            "prompt_accuracy": float(np.nanmean(self.right)),
+            "new_place_accuracy": float(np.nanmean(self.in_new_places())),
+            "class_similarity": self.class_similarity,
+            "class_accuracy": self.class_accuracy,
+        }
+
+
+def measure(yardstick: Yardstick, shown: Pictures) -> Measured:
     """Similarity to the photos, prompt accuracy, and what became of the class."""
-    expected = [prompt.expected for prompt in shown.prompts for _ in range(IMAGES_PER_PROMPT)]
-    right = [
-        told[name] == value
-        for told, answer in zip(yardstick.judge.tell(shown.made), expected, strict=True)
-        for name, value in answer.items()
-    ]
+    similarity, right = np.full((2, len(PROMPTS), IMAGES_PER_PROMPT), np.nan)
+    shape = (len(shown.prompts), IMAGES_PER_PROMPT)
+    similarity[: shape[0]] = yardstick.similarities(shown.made).reshape(shape)
+    similarity[[prompt.attribute != "place" for prompt in PROMPTS]] = np.nan
+    asked = [prompt for prompt in shown.prompts for _ in range(IMAGES_PER_PROMPT)]
+    answers = zip(yardstick.judge.tell(shown.made), asked, strict=True)
+    seen = [told[prompt.attribute] == prompt.value for told, prompt in answers]
+    right[: shape[0]] = np.reshape(seen, shape)
     told_classes = [told["class"] for told in yardstick.judge.tell(shown.of_class)]
     still = [noun == yardstick.class_noun for noun in told_classes]
-    return {
-        "similarity": yardstick.similarity(shown.made),
-        "prompt_accuracy": sum(right) / len(right),
-        "class_similarity": yardstick.similarity(shown.of_class),
-        "class_accuracy": sum(still) / len(still),
-    }
+    return Measured(
+        similarity,
+        right,
+        float(yardstick.similarities(shown.of_class).mean()),
+        sum(still) / len(still),
+    )
+
+
+def normalised(found: Measured, floor: Measured, ceiling: float) -> np.ndarray:
+    """Similarities between the frozen base's mean (0) and the real photos' among each other (1)."""
+    low = float(np.nanmean(floor.similarity))
+    return (found.similarity - low) / (ceiling - low)
+
+
+def _table(parts: list[np.ndarray]) -> Table:
+    """[subject, training seed, prompt, picture] of one run a subject."""
+    return np.stack(parts)[:, None]
+
+
+def pooled(
+    rows: Mapping[str, list[Measured]], floors: list[Measured], ceilings: list[float]
+) -> dict[str, dict[str, Any]]:
+    """Label -> means over the subjects, in order, with intervals over subjects and prompts.
+
+    Floors and ceilings are taken as they were measured.
+    """
+    theirs = _table([floor.right for floor in floors])
+    summary: dict[str, dict[str, Any]] = {}
+    for label, found in rows.items():
+        triples = zip(found, floors, ceilings, strict=True)
+        parts = [normalised(*triple) for triple in triples]
+        right = _table([one.right for one in found])
+        new = _table([one.in_new_places() for one in found])
+        summary[label] = {
+            "normalised": interval(_table(parts)).to_dict(),
+            "prompt_accuracy": share_interval(right).to_dict(),
+            "new_place_accuracy": share_interval(new).to_dict(),
+            "prompt_accuracy_above_base": difference(right, theirs).to_dict(),
+        }
+    return summary
 
 
 def trained(
@@ -127,6 +216,92 @@ def trained(
         method.detach(base)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A folder of training photos with held-out ones, as `finetune clay subjects` writes them."""
+
+    folder: Path
+    class_noun: str
+    photos: list[Image.Image]
+    """Held out."""
+
+    @staticmethod
+    def read(folder: Path) -> Subject:
+        """The subject in `folder`."""
+        told = json.loads((folder / "metadata.jsonl").read_text("utf-8").splitlines()[0])
+        photos = [Image.open(path) for path in sorted((folder / "held_out").glob("*.jpg"))]
+        return Subject(folder, told["identity"]["class_noun"], photos)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method and what is other than shipped."""
+
+    label: str
+    kind: str
+    changes: tuple[str, ...] = ()
+
+
+class Bench:
+    """Base and judge, and what they said of the subjects so far."""
+
+    def __init__(self, rows: list[Row], overrides: list[str], grids: Path) -> None:
+        folder = EMBEDDED / EMBEDDED_JUDGE
+        self.rows, self.overrides, self.grids = rows, overrides, grids
+        self.base = load_base(BaseConfig(source="clay"))
+        self.judge, self.encoder = Judge.from_pretrained(folder), load_encoder(EMBEDDED_JUDGE)
+        self.found: dict[str, list[Measured]] = {row.label: [] for row in rows}
+        self.floors, self.ceilings = list[Measured](), list[float]()
+
+    def learn(self, subject: Subject) -> dict[str, Any]:
+        """Train every row on a subject; figures by label, and a grid of the pictures."""
+        noun, photos = subject.class_noun, subject.photos
+        names = [f"photo {index}" for index in range(len(photos))]
+        real = embed_images(self.encoder, photos, names)
+        yardstick = Yardstick(self.judge, self.encoder, real, noun)
+        shown = pictures(self.base, noun, noun)
+        floor, ceiling = measure(yardstick, shown), real_similarity(real).mean
+        assert ceiling is not None  # there are eight photos
+        self.floors.append(floor)
+        self.ceilings.append(ceiling)
+        grid = [("held out", photos), shown.row(BASE)]
+        results: dict[str, Any] = {BASE: floor.to_dict(), "real_real": ceiling}
+        for row in self.rows:
+            with tempfile.TemporaryDirectory() as temporary:
+                where = [f"data.photos={subject.folder}", f"data.class_noun={noun}"]
+                given = [*where, *row.changes, *self.overrides, f"output={temporary}/run"]
+                shown, seconds = trained(self.base, row.kind, given, noun)
+            found = measure(yardstick, shown)
+            self.found[row.label].append(found)
+            between = float(np.nanmean(normalised(found, floor, ceiling)))
+            results[row.label] = {**found.to_dict(), "normalised": between, "seconds": seconds}
+            grid.append(shown.row(row.label))
+            print(f"{subject.folder.name}, {row.label}: normalised {between:.2f}", flush=True)
+        columns = [*(prompt.text for prompt in shown.prompts), "the class", "the class"]
+        labelled_grid(grid, columns).save(self.grids / f"{subject.folder.name}.png")
+        return results
+
+    def pooled(self) -> dict[str, dict[str, Any]]:
+        """All subjects together."""
+        return pooled(self.found, self.floors, self.ceilings)
+
+    def provenance(self) -> dict[str, Any]:
+        """What the figures are of."""
+        weights = sha256_of(EMBEDDED / EMBEDDED_JUDGE / "model.safetensors")
+        configurations = {
+            row.kind: hashlib.sha256(
+                (ROOT / "configs" / "clay" / f"{row.kind}.yaml").read_bytes()
+            ).hexdigest()[:16]
+            for row in self.rows
+        }
+        return {
+            "base": self.base.fingerprint,
+            "judge": weights[:16],
+            "configurations": configurations,
+            "overrides": self.overrides,
+        }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "examples" / "subjects")
@@ -138,54 +313,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON of all figures")
     parser.add_argument("--grids", type=Path, default=Path("runs/subjects"))
     arguments, overrides = parser.parse_known_args()
-    base = load_base(BaseConfig(source="clay"))
-    judge_folder = EMBEDDED / "clay-judge"
-    judge, encoder = Judge.from_pretrained(judge_folder), load_encoder(str(judge_folder))
-    results: dict[str, Any] = {}
-    arguments.grids.mkdir(parents=True, exist_ok=True)
-    rows = [(kind, kind, list[str]()) for kind in arguments.methods]
+    rows = [Row(kind, kind) for kind in arguments.methods]
     if arguments.prior_ablation:
-        rows.append(("dreambooth, no prior", "dreambooth", ["prior.kind=none"]))
+        rows.append(Row("dreambooth, no prior", "dreambooth", ("prior.kind=none",)))
+    arguments.grids.mkdir(parents=True, exist_ok=True)
+    bench = Bench(rows, overrides, arguments.grids)
     rendered = sorted(path.parent.name for path in arguments.folder.glob("*/metadata.jsonl"))
+    subjects: dict[str, Any] = {}
     for name in arguments.subjects or rendered:
-        folder = arguments.folder / name
-        told = json.loads((folder / "metadata.jsonl").read_text("utf-8").splitlines()[0])
-        noun = told["identity"]["class_noun"]
-        photos = [Image.open(path) for path in sorted((folder / "held_out").glob("*.jpg"))]
-        real = embed_images(encoder, photos, [f"photo {index}" for index in range(len(photos))])
-        yardstick = Yardstick(judge, encoder, real, noun)
-        shown = pictures(base, noun, noun)
-        floor, ceiling = measure(yardstick, shown), real_similarity(real).mean
-        assert ceiling is not None  # there are eight photos
-        results[name] = {"frozen base": floor, "real_real": ceiling}
-        columns = [prompt.text for prompt in shown.prompts]
-        grid = [
-            ("held out", photos),
-            ("frozen base", [*shown.made[::IMAGES_PER_PROMPT], *shown.of_class[:2]]),
-        ]
-        print(f"{name}: base {floor['similarity']:.3f}, real-real {ceiling:.3f}, "
-              f"prompt {floor['prompt_accuracy']:.2f}", flush=True)  # fmt: skip
-        for label, kind, changes in rows:
-            with tempfile.TemporaryDirectory() as temporary:
-                given = [f"data.photos={folder}", f"data.class_noun={noun}", *changes, *overrides]
-                shown, seconds = trained(base, kind, [*given, f"output={temporary}/run"], noun)
-            scores = measure(yardstick, shown)
-            low = floor["similarity"]
-            scores["normalised"] = (scores["similarity"] - low) / (ceiling - low)
-            scores["seconds"] = seconds
-            results[name][label] = scores
-            grid.append((label, [*shown.made[::IMAGES_PER_PROMPT], *shown.of_class[:2]]))
-            print(
-                f"  {label:22} normalised {scores['normalised']:.2f}  prompt "
-                f"{scores['prompt_accuracy']:.2f}  class to subject "
-                f"{scores['class_similarity']:.3f} (base {floor['class_similarity']:.3f})  "
-                f"class {scores['class_accuracy']:.2f}  {seconds:.0f} s",
-                flush=True,
-            )
-        labelled_grid(grid, [*columns, "the class", "the class"]).save(
-            arguments.grids / f"{name}.png"
-        )
-        arguments.output.write_text(json.dumps(results, indent=1))
+        subjects[name] = bench.learn(Subject.read(arguments.folder / name))
+        values = {**bench.provenance(), "pooled": bench.pooled(), "subjects": subjects}
+        write_json(arguments.output, values)
+    print(json.dumps(bench.pooled(), indent=1))
 
 
 if __name__ == "__main__":

@@ -312,10 +312,18 @@ def skeleton_of(config: BaseConfig) -> BasePipeline:
         return _skeleton_from(folder, family, config)
 
 
-def _check_size(family: ModelFamily, components: Components) -> None:
+def _check_parts(family: ModelFamily, components: Components) -> None:
     size = family.default_size(components)
     if not 8 <= size <= MAX_SIZE:
         raise ValueError(f"it says that it was trained at {size} pixels")
+    given, taken = components.vae.config.latent_channels, components.denoiser.config.in_channels
+    if family.packing is not None:
+        given = family.packing.pack(torch.empty(1, given, 2, 2)).shape[-1]
+    if given != taken:
+        raise ValueError(
+            f"its vae gives latents of {given} channels, its {family.denoiser_name} takes {taken}, so they "
+            "do not belong together"
+        )
 
 
 def _skeleton_from(path: Path, family: ModelFamily, config: BaseConfig) -> BasePipeline:
@@ -323,7 +331,7 @@ def _skeleton_from(path: Path, family: ModelFamily, config: BaseConfig) -> BaseP
     try:
         check_configurations(path)
         components = family.load(path, reading, without=config.drop_components)
-        _check_size(family, components)
+        _check_parts(family, components)
     except UNREADABLE as error:
         raise ArtifactError(
             f"The configurations of {config.source} cannot be read: {error}"
@@ -351,7 +359,7 @@ def load_base(config: BaseConfig) -> BasePipeline:
         else:
             check_configurations(path)
             components = family.load(path, reading, without=config.drop_components)
-        _check_size(family, components)
+        _check_parts(family, components)
     except UNREADABLE as error:
         raise ArtifactError(f"The base {config.source} cannot be read: {error}") from error
     base = BasePipeline(family, components, config.source, "")

@@ -356,11 +356,10 @@ def load_script() -> Callable[[Path], ModuleType]:
     """Imports a script that is in no package, for instance a benchmark."""
 
     def load(path: Path) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
         assert spec is not None
         assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their annotations up there
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # for dataclasses
         spec.loader.exec_module(module)
         return module
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.base import BaseConfig, load_base
+from finetune.base import BaseConfig, load_base, skeleton_of
 from finetune.errors import ArtifactError
 from finetune.generate import SamplingConfig, generate_latents
 
@@ -68,6 +68,19 @@ def test_a_base_without_weights_is_refused(tiny_folder: Path, tmp_path: Path) ->
         path.unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
         load_base(BaseConfig(source=str(tmp_path / "base")))
+
+
+def test_networks_of_different_latents_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "base")
+    settings = AutoencoderKL.load_config(folder / "vae")
+    AutoencoderKL.from_config({**settings, "latent_channels": 6}).save_pretrained(folder / "vae")
+    for read in (load_base, skeleton_of):
+        with pytest.raises(
+            ArtifactError, match="vae gives latents of 6 channels, its unet takes 4"
+        ):
+            read(BaseConfig(source=str(folder)))
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import spearmanr
 
-from data_prep.clay import world
+from data_prep.clay import dataset, world
 from finetune.judge import Judge
 from finetune.pretrain.judge import LABELS
 
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "clay" / "measures.py"
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "clay"
 
 
 @pytest.fixture(scope="module")
-def measures(load_script: Callable[[Path], ModuleType]) -> Any:
-    return load_script(FILE)
+def scripts(load_script: Callable[[Path], ModuleType]) -> Iterator[Callable[[str], Any]]:
+    """The benchmarks by name, which import each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield lambda name: load_script(FOLDER / f"{name}.py")
+
+
+@pytest.fixture(scope="module")
+def measures(scripts: Callable[[str], Any]) -> Any:
+    return scripts("measures")
+
+
+@pytest.fixture(scope="module")
+def first_answers() -> Judge:
+    """A judge that always gives its first answers: a plain red dog on the grass by day, a photo."""
+    judge = Judge(labels=LABELS, image_size=32, channels=(16,), depths=(1,), identity_dim=4).eval()
+    for name, head in judge.heads.items():
+        torch.nn.init.zeros_(head.weight)
+        with torch.no_grad():
+            head.bias.copy_(torch.arange(len(LABELS[name]), 0, -1).float())
+    return judge.requires_grad_(False)
+
+
+DOG = world.Identity("dog", "red", "plain", "blue", 1, 2)
+BARE = world.View("on the grass", "day", "photo", None, world.Pose(), 0, 10, 3.5, (0, 0, 0), 0, 0)
 
 
 def test_share_has_wilson_s_interval(measures: Any) -> None:
@@ -49,32 +75,116 @@ def test_kernel_distance_by_hand_and_without_bias(measures: Any) -> None:
     assert abs(float(distances.mean())) < 3 * error
 
 
-def test_judged_counts_what_a_picture_can_tell(measures: Any) -> None:
-    """A judge that always gives its first answers: a plain red dog on the grass by day, a photo."""
-    judge = Judge(labels=LABELS, image_size=32, channels=(16,), depths=(1,), identity_dim=4).eval()
-    for name, head in judge.heads.items():
-        torch.nn.init.zeros_(head.weight)
-        with torch.no_grad():
-            head.bias.copy_(torch.arange(len(LABELS[name]), 0, -1).float())
-    dog = world.Identity("dog", "red", "plain", "blue", 1, 2)
-    bare = world.View(
-        "on the grass", "day", "photo", None, world.Pose(), 0, 10, 3.5, (0, 0, 0), 0, 0
-    )
-    hat = replace(bare, accessory=("hat", "red"))
+def test_a_paired_difference_by_hand(measures: Any) -> None:
+    """Agresti & Min 2005: of ten pairs three won, one lost; 3.5 and 1.5 of 12 with half a pair of each."""
+    first, second = [True] * 3 + [False] + [True] * 6, [False] * 3 + [True] + [True] * 6
+    found = measures.share_difference(first, second)
+    error = math.sqrt(3.5 + 1.5 - (3.5 - 1.5) ** 2 / 12) / 12
+    assert found["points"] == 20.0
+    assert found["low"] == pytest.approx(100 * (2 / 12 - 1.959964 * error), abs=0.06)
+    assert found["high"] == pytest.approx(100 * (2 / 12 + 1.959964 * error), abs=0.06)
+    same = measures.share_difference([True, False], [True, False])
+    assert (same["points"], same["low"]) == (0.0, -same["high"])
+
+
+def test_judged_counts_what_a_picture_can_tell(measures: Any, first_answers: Judge) -> None:
+    hat = replace(BARE, accessory=("hat", "red"))
     sketch = replace(hat, style="pencil sketch")
-    spotted = replace(dog, pattern="spots")
-    scenes = [(dog, bare), (dog, hat), (dog, sketch), (spotted, bare)]
-    found = measures.judged(judge, [Image.new("RGB", (32, 32))] * 4, scenes)
+    spotted = replace(DOG, pattern="spots")
+    scenes = [(DOG, BARE), (DOG, hat), (DOG, sketch), (spotted, BARE)]
+    found = measures.judged(first_answers, [Image.new("RGB", (32, 32))] * 4, scenes)
     right = {name: (entry["share"], entry["count"]) for name, entry in found.items()}
     assert right["class"] == (100.0, 4)
     assert right["color"] == (100.0, 3)  # a sketch has none
     assert right["color, plain"] == (100.0, 2)
     assert right["color2"] == (0.0, 1)
     assert right["pattern"] == (75.0, 4)
+    assert right["pattern, where told"] == (0.0, 1)
     assert right["accessory"] == (50.0, 4)
     assert right["accessory, where worn"] == (0.0, 2)
     assert right["accessory present"] == (0.0, 1)
     assert right["style"] == (75.0, 4)
+
+
+def test_a_prompt_is_not_judged_by_what_it_cannot_say(
+    scripts: Callable[[str], Any], first_answers: Judge
+) -> None:
+    found = scripts("base").obedience(
+        first_answers, [Image.new("RGB", (32, 32))] * 2, [(DOG, BARE)] * 2
+    )
+    assert "pattern" not in found
+    assert found["pattern, where told"]["count"] == 0
+    assert found["class"]["share"] == 100.0
+
+
+def test_spread_is_the_distance_of_right_pictures_of_one_prompt(
+    scripts: Callable[[str], Any], first_answers: Judge
+) -> None:
+    base = scripts("base")
+    noise = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    images = [Image.fromarray(pixels) for pixels in noise]
+    embeds = first_answers.embed_images(images[:8]).numpy()
+    pairs = [1 - embeds[i] @ embeds[j] for i in range(8) for j in range(i)]
+    dogs, cats = base.spread(first_answers, images, ["dog", "cat"])
+    assert dogs == pytest.approx(np.mean(pairs), abs=1e-6)
+    assert math.isnan(cats)  # the judge sees dogs
+    whole = base.ratio([0.2, 0.4, math.nan], [0.5, 0.5, 0.5])
+    assert (whole["pictures"], whole["renders"], whole["ratio"], whole["prompts"]) == (
+        0.3,
+        0.5,
+        0.6,
+        2,
+    )
+    assert (whole["low"], whole["high"]) == (0.4, 0.8)
+
+
+def test_samplers_are_compared_pair_by_pair_on_scenes_with_enough_worn(
+    scripts: Callable[[str], Any],
+) -> None:
+    sampling = scripts("sampling")
+    scenes = sampling.scenes_of(20)
+    assert len(scenes) == 20
+    assert all(view.accessory and view.style != "pencil sketch" for _, view in scenes[10:])
+    plain: dict[str, list[bool | None]] = {name: [True] * 4 for name in sampling.ATTRIBUTES}
+    worse = {**plain, "color": [False, True, None, True]}
+    first, second = sampling.Outcome(plain, 1.0), sampling.Outcome(worse, 2.0)
+    assert second.shares()["color"]["count"] == 3
+    assert second.shares()["seconds_per_picture"] == 2.0
+    found = second.against(first)
+    assert found["color"]["points"] == pytest.approx(-33.3)
+    assert found["class"]["points"] == 0.0
+
+
+def test_correlation_with_the_truth_has_student_s_interval_over_groups(
+    scripts: Callable[[str], Any],
+) -> None:
+    truth = np.array([0, 0, 1, 1])
+    scores = ([0.0, 0.1, 0.2, 0.3], [0.0, 0.2, 0.1, 0.3], [0.3, 0.2, 0.1, 0.0])
+    rank = [spearmanr(truth, score).statistic for score in scores]
+    found = scripts("truth").correlations([(truth, np.array(score)) for score in scores])
+    half = 4.302653 * np.std(rank, ddof=1) / math.sqrt(3)  # two degrees of freedom
+    assert found["spearman_of_pictures"] == pytest.approx(np.mean(rank), abs=6e-4)
+    assert found["high"] - found["low"] == pytest.approx(2 * half, abs=2e-3)
+    assert found["spearman_of_grades"] == pytest.approx(1 / 3, abs=6e-4)
+
+
+def test_the_judge_sees_each_unseen_subject_once(scripts: Callable[[str], Any]) -> None:
+    judge = scripts("judge")
+    scenes = judge.unseen_scenes(300)
+    assert len({identity for identity, _ in scenes}) == 300
+    training = {dataset.draw(0, index)[0] for index in range(300)}
+    assert not training & {identity for identity, _ in scenes}
+    assert len(set(judge.CLASSES)) == 6
+
+
+def test_renders_are_found_again_by_their_scene(measures: Any, tmp_path: Path) -> None:
+    """Another pose, or another order, is another file; what is there is not rendered once more."""
+    turned = replace(BARE, azimuth=20)
+    for number, view in enumerate((BARE, turned)):
+        name = hashlib.sha256(repr((DOG, view)).encode()).hexdigest()[:20]
+        Image.new("RGB", (8, 8), (100 * number,) * 3).save(tmp_path / f"{name}.jpg")
+    found = measures.rendered([(DOG, turned), (DOG, BARE)], tmp_path)
+    assert [image.getpixel((0, 0))[0] for image in found] == [100, 0]
 
 
 def test_held_out_scenes_are_held_out_and_prefixes_of_longer_draws(measures: Any) -> None:

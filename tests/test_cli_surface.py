@@ -688,8 +688,9 @@ def test_a_signal_outside_the_loop_ends_in_good_order(capsys: pytest.CaptureFixt
 
 def test_stages_and_groups_are_refused_by_name(tmp_path: Path) -> None:
     recipe = Path(__file__).resolve().parents[1] / "configs" / "clay" / "pretrain.yaml"
-    assert "run --stage autoencoder" in refusal(
-        "pretrain", recipe, f"work_folder={tmp_path}", "--stage", "denoiser"
+    folder = f"work_folder={tmp_path}"
+    assert f"Run: finetune pretrain {recipe} {folder} --stage autoencoder" in refusal(
+        "pretrain", recipe, folder, "--stage", "denoiser"
     )
     assert "'others' is not one of examples" in refusal(
         "clay", "subjects", tmp_path, "--group", "others"

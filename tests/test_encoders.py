@@ -17,16 +17,19 @@ from transformers import CLIPTokenizer
 
 from finetune.encoders import (
     EMBEDDED_CLIP,
+    EMBEDDED_JUDGE,
     PRESETS,
     Preprocessing,
     ScorersConfig,
     check_encoder_name,
     hide_background,
+    load,
     load_encoder,
     load_text_encoder,
 )
 from finetune.encoders.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from finetune.errors import ArtifactError, ConfigError
+from finetune.judge import Judge
 
 TEXTS = ["a photo of a dog on the beach", "a red hat"]
 
@@ -379,6 +382,23 @@ def test_names_of_any_kind_pass(folders: dict[str, Path]) -> None:
     for name in (*PRESETS, EMBEDDED_CLIP, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"):
         check_encoder_name(name)
     check_encoder_name(str(folders["clip"]))
+
+
+def test_the_embedded_judge_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "EMBEDDED", tmp_path)
+    with pytest.raises(ConfigError, match=r"'clay-judge' is not in this copy.*finetune pretrain"):
+        check_encoder_name(EMBEDDED_JUDGE)
+    judge = Judge(
+        labels={"class": ("dog", "cat")}, image_size=32, channels=(16,), depths=(1,), identity_dim=8
+    ).eval()
+    judge.save_pretrained(tmp_path / EMBEDDED_JUDGE)
+    encoder = load_encoder(EMBEDDED_JUDGE)
+    assert (encoder.card.name, encoder.card.source, encoder.card.kind) == (EMBEDDED_JUDGE,) * 3
+    images = [picture(40, 36)]
+    torch.testing.assert_close(encoder.embed_images(images), judge.embed_images(images))
+    with pytest.raises(ConfigError, match="reads no texts"):
+        load_text_encoder(EMBEDDED_JUDGE)
+    assert ScorersConfig().resolved("clay").prompt == EMBEDDED_CLIP
 
 
 def test_an_encoder_of_pictures_alone_reads_no_texts(folders: dict[str, Path]) -> None:

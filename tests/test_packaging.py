@@ -90,6 +90,15 @@ def test_data_files_are_shipped(wheel: zipfile.ZipFile, name: str) -> None:
     assert wheel.read(name) == (ROOT / name).read_bytes()
 
 
+def test_every_file_of_the_embedded_networks_is_shipped(wheel: zipfile.ZipFile) -> None:
+    files = [path for path in (ROOT / "finetune" / "bases").rglob("*") if path.is_file()]
+    networks = {
+        p.relative_to(ROOT).as_posix() for p in files if p.suffix in (".json", ".safetensors")
+    }
+    assert len(networks) > 8
+    assert networks <= set(wheel.namelist())
+
+
 def test_console_script_is_declared(wheel: zipfile.ZipFile) -> None:
     lines = read(wheel, ".dist-info/entry_points.txt").split("\n")
     assert lines[:2] == ["[console_scripts]", "finetune = finetune.cli:main"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +14,29 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from data_prep.clay.world import Identity, Pose, View, all_words
-from finetune.errors import CheckpointError
+from data_prep.clay.world import (
+    ACCESSORIES,
+    PATTERNS,
+    PLACES,
+    STYLES,
+    TIMES,
+    Identity,
+    Pose,
+    View,
+    all_words,
+    caption,
+)
+from finetune.config import validate
+from finetune.errors import CheckpointError, ConfigError
 from finetune.optim import ExponentialMovingAverage, learning_rate_factor
 from finetune.pretrain.autoencoder import AutoencoderConfig, AutoencoderStage
 from finetune.pretrain.contrast import contrastive_loss
 from finetune.pretrain.data import Pictures
+from finetune.pretrain.judge import JudgeConfig
 from finetune.pretrain.linear_start import principal_components, start_linear
+from finetune.pretrain.loss_log import LossLog
 from finetune.pretrain.stage import run_stage
-from finetune.pretrain.tokenizer import build_tokenizer
+from finetune.pretrain.tokenizer import MAX_TOKENS, build_tokenizer
 
 
 def smooth_pictures(count: int = 48, size: int = 64) -> Pictures:
@@ -141,22 +159,89 @@ def test_learning_rate_schedules_by_hand() -> None:
     assert factors("cosine") == pytest.approx([1, 0.5 + 0.5**0.5 / 2, 0.5, 0.5 - 0.5**0.5 / 2])
 
 
-def test_a_stage_stopped_and_resumed_equals_one_that_was_not(tmp_path: Path) -> None:
-    pictures = smooth_pictures(16, 32)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_stage_with_a_checkpoint(number: int, tmp_path: Path) -> None:
+    config = AutoencoderConfig(num_steps=4, batch_size=2, learning_rate=1e-3, crop_size=16)
+    stage = AutoencoderStage(config, smooth_pictures(16, 32))
+    steps = run_stage(stage, tmp_path)
+    assert next(steps) == 1
+    os.kill(os.getpid(), number)
+    with pytest.raises(SystemExit) as end:
+        next(steps)
+    assert end.value.code == 128 + number
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_a_loss_that_is_no_number_ends_a_stage_before_it_reaches_a_weight(tmp_path: Path) -> None:
     config = AutoencoderConfig(
-        num_steps=4, batch_size=2, learning_rate=1e-3, crop_size=16, checkpoint_every=2
+        num_steps=4, batch_size=2, learning_rate=1e-3, crop_size=16, checkpoint_every=1
     )
-    whole, first = AutoencoderStage(config, pictures), AutoencoderStage(config, pictures)
-    # The start solves least squares on these flat pictures, which LAPACK rounds as memory lies.
-    first.vae.load_state_dict(whole.vae.state_dict())
-    assert list(run_stage(whole, tmp_path / "whole")) == [1, 2, 3, 4]
-    for step in run_stage(first, tmp_path / "parts"):
-        if step == 3:  # dies after the checkpoint of step 2
-            break
-    second = AutoencoderStage(config, pictures)
-    assert list(run_stage(second, tmp_path / "parts")) == [3, 4]
-    for name, value in whole.vae.state_dict().items():
-        assert torch.equal(value, second.vae.state_dict()[name]), name
+    stage = AutoencoderStage(config, smooth_pictures(16, 32))
+    steps = run_stage(stage, tmp_path)
+    assert next(steps) == 1
+    with torch.no_grad():
+        stage.vae.decoder.conv_out.bias.fill_(math.nan)
+    kept = {key: value.clone() for key, value in stage.vae.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"autoencoder is nan at step 2.*learning_rate"):
+        next(steps)
+    for key, value in stage.vae.state_dict().items():
+        torch.testing.assert_close(value, kept[key], rtol=0, atol=0, equal_nan=True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_losses_are_a_table_that_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
+    path = tmp_path / "losses.csv"
+    log = LossLog(path, step=0)
+    for step in (50, 100, 150):
+        log.write(step, {"loss": 1 / step, "l1": 0.5})
+    log = LossLog(path, step=100)
+    log.write(150, {"l1": 0.25, "loss": 2.0})
+    log.write(200, {"loss": 3.0})
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["50", "100", "150", "200"]
+    assert [row["loss"] for row in rows] == ["0.02000", "0.01000", "2.00000", "3.00000"]
+    assert [row["l1"] for row in rows] == ["0.50000", "0.50000", "0.25000", ""]
+    path.write_text("step,seconds,loss\n50,1000,1.0\n")
+    LossLog(path, step=50).write(100, {"loss": 1.0})
+    assert int(path.read_text().splitlines()[-1].split(",")[1]) >= 1000
+
+
+def test_shapes_that_cannot_be_are_refused() -> None:
+    common = {"num_steps": 1, "batch_size": 2, "learning_rate": 1e-3}
+    with pytest.raises(ConfigError, match="crop_size: 64 is more than the 32 pixels"):
+        AutoencoderStage(AutoencoderConfig(**common), smooth_pictures(4, 32))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="last of block_out_channels must be at least 68"):
+        validate(AutoencoderConfig, {**common, "block_out_channels": [32, 64, 32]}, "test")
+    with pytest.raises(ConfigError, match="batch_size"):
+        validate(JudgeConfig, {**common}, "test")
+
+
+def test_a_tokenizer_is_the_same_whenever_it_is_built() -> None:
+    first = build_tokenizer(all_words()).get_vocab()
+    assert all(build_tokenizer(reversed(all_words())).get_vocab() == first for _ in range(4))
+
+
+def test_the_longest_caption_just_fits() -> None:
+    """Every word of it is one token; start, end and the rare token come to it."""
+    identities = [
+        Identity("dog", color, pattern, color2, 0, 0)
+        for color, color2, pattern in itertools.product(
+            ("red", "orange"), ("red", "orange"), PATTERNS
+        )
+    ]
+    worn = [(kind, color) for kind in ACCESSORIES for color in ("red", "orange")]
+    longest = max(
+        len(
+            caption(
+                identity, View(place, time, style, thing, Pose(), 0, 0, 3, (0, 0, 0), 0, 0)
+            ).split()
+        )
+        for identity, place, time, style, thing in itertools.product(
+            identities, PLACES, TIMES, STYLES, worn
+        )
+    )
+    assert longest + 3 == MAX_TOKENS
 
 
 def test_a_stage_goes_on_with_the_settings_it_began_with(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ one prompt against that of renders of subjects that the prompt fits; the autoenc
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from dataclasses import replace
@@ -50,11 +51,19 @@ def like(scene: measures.Scene, count: int) -> list[measures.Scene]:
     return scenes
 
 
-def spread(judge: Judge, images: list[Image.Image], nouns: list[str]) -> float:
-    """Mean identity distance (1 - cosine) of pairs of pictures of one prompt, over all prompts.
+def obedience(
+    judge: Judge, images: list[Image.Image], scenes: list[measures.Scene]
+) -> dict[str, Any]:
+    """What is judged right of what prompts tell: none tells that a subject is plain."""
+    found = measures.judged(judge, images, scenes)
+    return {name: entry for name, entry in found.items() if name != "pattern"}
+
+
+def spread(judge: Judge, images: list[Image.Image], nouns: list[str]) -> list[float]:
+    """Mean identity distance (1 - cosine) of the pairs of pictures of a prompt, for each prompt.
 
     `nouns` are the prompts' classes. Only pictures in which the judge sees the class count: to draw
-    something else now and then is no diversity.
+    something else now and then is no diversity. NaN for a prompt with fewer than two of them.
     """
     embeds, told, distances = judge.embed_images(images), judge.tell(images), []
     for number, noun in enumerate(nouns):
@@ -66,15 +75,34 @@ def spread(judge: Judge, images: list[Image.Image], nouns: list[str]) -> float:
         ]
         similarity = embeds[rows] @ embeds[rows].T
         pairs = torch.triu(torch.ones_like(similarity, dtype=torch.bool), diagonal=1)
-        if pairs.any():
-            distances.append(float(1 - similarity[pairs].mean()))
-    return sum(distances) / len(distances)
+        distances.append(float(1 - similarity[pairs].mean()) if pairs.any() else math.nan)
+    return distances
+
+
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Mean of `ours` over that of `theirs`, with a 95 % interval by bootstrap over the pairs.
+
+    Pairs with a NaN are left out.
+    """
+    pairs = np.array([ours, theirs])[:, ~np.isnan([ours, theirs]).any(0)]
+    drawn = np.random.default_rng(0).integers(pairs.shape[1], size=(2000, pairs.shape[1]))
+    first, second = pairs[:, drawn].mean(2)
+    low, high = np.quantile(first / second, [0.025, 0.975])
+    means = pairs.mean(1)
+    return {
+        "pictures": round(float(means[0]), 3),
+        "renders": round(float(means[1]), 3),
+        "ratio": round(float(means[0] / means[1]), 2),
+        "low": round(float(low), 2),
+        "high": round(float(high), 2),
+        "prompts": pairs.shape[1],
+    }
 
 
 def diversity(
     base: BasePipeline, judge: Judge, folder: Path, *, num_prompts: int, sampling: SamplingConfig
 ) -> dict[str, float]:
-    """Pairwise identity distance of pictures of one prompt, of renders that fit it, and their ratio."""
+    """Pairwise identity distance of pictures of one prompt, of renders that fit it, and their `ratio`."""
     scenes = measures.held_out_scenes(num_prompts, seed=2)
     scenes = [(identity, replace(view, style="photo")) for identity, view in scenes]
     prompts = [prompt_of(scene) for scene in scenes for _ in range(PICTURES_PER_PROMPT)]
@@ -82,12 +110,7 @@ def diversity(
     fitting = [other for scene in scenes for other in like(scene, PICTURES_PER_PROMPT)]
     renders = measures.rendered(fitting, folder / "like")
     nouns = [identity.class_noun for identity, _ in scenes]
-    ours, theirs = spread(judge, made, nouns), spread(judge, renders, nouns)
-    return {
-        "pictures": round(ours, 3),
-        "renders": round(theirs, 3),
-        "ratio": round(ours / theirs, 2),
-    }
+    return ratio(spread(judge, made, nouns), spread(judge, renders, nouns))
 
 
 def autoencoder(base: BasePipeline, images: list[Image.Image]) -> dict[str, Any]:
@@ -160,8 +183,8 @@ def main() -> None:
         "load_seconds": round(load_seconds, 2),
         "seconds_per_picture": round(seconds, 2),
         "seconds_per_picture_alone": round(alone_seconds, 2),
-        "pictures": measures.judged(judge, images, scenes),
-        "renders of the same scenes": measures.judged(judge, renders, scenes),
+        "pictures": obedience(judge, images, scenes),
+        "renders of the same scenes": obedience(judge, renders, scenes),
         "kernel_distance": {
             "pictures": round(kernel_distance(judge, images, unseen), 4),
             "renders of the same scenes": round(kernel_distance(judge, renders, unseen), 4),

@@ -1,7 +1,8 @@
 """How well the judge knows the truth, on renders of another world than it was trained on.
 
-Attributes on 2,016 pictures of 672 unseen subjects, and identity: for one view of each of 200 unseen
-subjects the nearest among other views of all 200, subjects of all classes and of one class only.
+Attributes on one picture each of 2,000 unseen subjects, and identity: for one view of each of 200 unseen
+subjects the nearest among other views of all 200, subjects of all classes and of one class only, for
+several classes: animals and things, of many proportions and of few (mug, chair).
 
     python benchmarks/clay/judge.py --folder work/unseen
 """
@@ -12,7 +13,6 @@ import argparse
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import measures
 
@@ -21,6 +21,8 @@ from finetune.judge import Judge
 
 UNSEEN = 1
 """Seed of the unseen world."""
+CLASSES = ("dog", "penguin", "elephant", "car", "mug", "chair")
+"""Of which subjects are told apart within one class."""
 
 
 def two_views(count: int, class_noun: str | None) -> list[measures.Scene]:
@@ -35,33 +37,42 @@ def two_views(count: int, class_noun: str | None) -> list[measures.Scene]:
     return scenes
 
 
-def retrieval(judge: Judge, scenes: list[measures.Scene], folder: Path) -> dict[str, Any]:
-    """How often the nearest second view of all subjects is of the same subject as the first."""
+def retrieval(judge: Judge, scenes: list[measures.Scene], folder: Path) -> list[bool]:
+    """Whether the nearest second view of all subjects is of the same subject as the first."""
     embeds = judge.embed_images(measures.rendered(scenes, folder))
     nearest = (embeds[0::2] @ embeds[1::2].T).argmax(1).tolist()
-    return measures.share([index == found for index, found in enumerate(nearest)])
+    return [index == found for index, found in enumerate(nearest)]
+
+
+def unseen_scenes(count: int) -> list[measures.Scene]:
+    """One view each of `count` unseen subjects: of a second one, errors would go together."""
+    drawn = (dataset.draw(UNSEEN, index) for index in range(count))
+    return [(identity, views[0][0]) for identity, views in drawn]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where renders go or are")
-    parser.add_argument("--identities", type=int, default=672)
+    parser.add_argument("--identities", type=int, default=2000)
+    parser.add_argument("--classes", nargs="+", default=CLASSES, choices=world.CLASSES)
     folder = (arguments := parser.parse_args()).folder
     judge = measures.load_judge()
-    scenes = []
-    for index in range(arguments.identities):
-        identity, views = dataset.draw(UNSEEN, index)
-        scenes += [(identity, view) for view, _ in views]
+    scenes = unseen_scenes(arguments.identities)
     images = measures.rendered(scenes, folder / "world")
+    mixed = retrieval(judge, two_views(200, None), folder / "views")
+    alike = {
+        noun: retrieval(judge, two_views(200, noun), folder / f"views-{noun}")
+        for noun in arguments.classes
+    }
+    together = [right for found in alike.values() for right in found]
     values = {
         "attributes": measures.judged(judge, images, scenes),
-        "retrieval among 200, all classes": retrieval(
-            judge, two_views(200, None), folder / "views"
-        ),
+        "retrieval among 200, all classes": measures.share(mixed),
+        "retrieval among 200 of one class": {
+            "mean of the classes": measures.share(together),
+            **{noun: measures.share(found) for noun, found in alike.items()},
+        },
     }
-    for noun in ("dog", "car"):
-        views = two_views(200, noun)
-        values[f"retrieval among 200, {noun}s"] = retrieval(judge, views, folder / f"views-{noun}")
     measures.record("judge", values)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import multiprocessing
 import random
 import time
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ from scipy.stats import binomtest
 
 from data_prep.clay import world
 from finetune.bases import EMBEDDED
+from finetune.encoders import EMBEDDED_CLIP, EMBEDDED_JUDGE
+from finetune.files import sha256_of
 from finetune.judge import Judge
 from finetune.pretrain.judge import NOTHING, truth_of
 
@@ -27,11 +31,11 @@ Scene = tuple[world.Identity, world.View]
 
 def load_judge() -> Judge:
     """The embedded judge."""
-    return Judge.from_pretrained(EMBEDDED / "clay-judge")
+    return Judge.from_pretrained(EMBEDDED / EMBEDDED_JUDGE)
 
 
 def share(right: Sequence[bool]) -> dict[str, Any]:
-    """A share in per cent with Wilson's 95 % interval (Wilson 1927)."""
+    """A share in per cent with Wilson's 95 % interval (Wilson 1927), for pictures that are independent."""
     hits, count = sum(right), len(right)
     if not count:
         return {"share": None, "low": None, "high": None, "count": 0}
@@ -40,31 +44,55 @@ def share(right: Sequence[bool]) -> dict[str, Any]:
     return {"share": round(100 * hits / count, 1), "low": low, "high": high, "count": count}
 
 
-def judged(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene]) -> dict[str, Any]:
-    """Share of pictures in which the judge sees each attribute of its scene, where that can be seen.
+def share_difference(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
+    """How many points the share of `first` is above that of `second`, of the same pictures or prompts.
+
+    With the 95 % interval of Agresti & Min (2005, *Statistics in Medicine* 24): Wald's, with half a pair more
+    of each kind.
+    """
+    won = sum(one and not other for one, other in zip(first, second, strict=True)) + 0.5
+    lost = sum(other and not one for one, other in zip(first, second, strict=True)) + 0.5
+    count = len(first) + 2
+    half = 1.959964 * math.sqrt(won + lost - (won - lost) ** 2 / count) / count
+    middle = (won - lost) / count
+    return {
+        "points": round(100 * (won - lost) / len(first), 1),
+        "low": round(100 * (middle - half), 1),
+        "high": round(100 * (middle + half), 1),
+    }
+
+
+Verdicts = dict[str, list[bool | None]]
+"""Attribute -> a verdict per picture; None where the picture cannot tell."""
+
+
+def verdicts(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene]) -> Verdicts:
+    """Whether the judge sees each attribute of its scene in each picture.
 
     Most pictures wear nothing, so `accessory, where worn` counts the others alone, and `accessory present`
-    asks for kind and colour of what is worn. `color, plain` leaves out the pictures that have two.
+    asks for kind and colour of what is worn. `pattern, where told` leaves out the plain ones, for which
+    captions have no word, and `color, plain` those with two colours.
     """
-    right: dict[str, list[bool]] = {name: [] for name in judge.labels}
-    extra: dict[str, list[bool]] = {
-        "accessory, where worn": [],
-        "accessory present": [],
-        "color, plain": [],
-    }
+    rows = []
     for told, (identity, view) in zip(judge.tell(images), scenes, strict=True):
         truth = truth_of(identity, view)
-        for name, value in truth.items():
-            if value is not None:
-                right[name].append(told[name] == value)
-        if truth["accessory"] != NOTHING:
-            extra["accessory, where worn"].append(told["accessory"] == truth["accessory"])
-        if truth["accessory_color"] is not None:
-            both = ("accessory", "accessory_color")
-            extra["accessory present"].append(all(told[name] == truth[name] for name in both))
-        if truth["color"] is not None and identity.pattern == "plain":
-            extra["color, plain"].append(told["color"] == truth["color"])
-    return {name: share(values) for name, values in {**right, **extra}.items()}
+        row = {
+            name: None if value is None else told[name] == value for name, value in truth.items()
+        }
+        is_plain, is_worn = identity.pattern == "plain", truth["accessory"] != NOTHING
+        row["accessory, where worn"] = row["accessory"] if is_worn else None
+        seen = row["accessory_color"]
+        row["accessory present"] = None if seen is None else bool(row["accessory"] and seen)
+        row["pattern, where told"] = None if is_plain else row["pattern"]
+        row["color, plain"] = row["color"] if is_plain else None
+        rows.append(row)
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def judged(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene]) -> dict[str, Any]:
+    """Shares of `verdicts`, of the pictures that can tell."""
+    found = verdicts(judge, images, scenes)
+    return {name: share([v for v in row if v is not None]) for name, row in found.items()}
 
 
 def features(judge: Judge, images: Sequence[Image.Image], *, batch_size: int = 64) -> torch.Tensor:
@@ -93,14 +121,13 @@ def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def render_scene(job: tuple[Scene, Path]) -> None:
-    """Render a scene into a file, unless it is there."""
+    """Render a scene into a file."""
     from data_prep.clay.render import build_model, encode_jpeg, render
 
     (identity, view), path = job
-    if not path.is_file():
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(encode_jpeg(render(build_model(identity), view)))
-        partial.rename(path)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(encode_jpeg(render(build_model(identity), view)))
+    partial.replace(path)
 
 
 def rendered(scenes: Sequence[Scene], folder: Path) -> list[Image.Image]:
@@ -111,15 +138,20 @@ def rendered(scenes: Sequence[Scene], folder: Path) -> list[Image.Image]:
     folder.mkdir(parents=True, exist_ok=True)
     names = [hashlib.sha256(repr(scene).encode()).hexdigest()[:20] for scene in scenes]
     paths = [folder / f"{name}.jpg" for name in names]
-    if not all(path.is_file() for path in paths):
-        with ProcessPoolExecutor(2) as pool:
-            list(pool.map(render_scene, zip(scenes, paths, strict=True), chunksize=8))
+    missing = {p: scene for scene, p in zip(scenes, paths, strict=True) if not p.is_file()}
+    if missing:
+        jobs = [(scene, path) for path, scene in missing.items()]
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(render_scene, jobs, chunksize=8))
     return [Image.open(path).convert("RGB") for path in paths]
 
 
-def held_out_scenes(count: int, *, seed: int) -> list[Scene]:
-    """Subjects and views as the world draws them, in combinations that training never shows."""
-    rng, scenes = random.Random(f"held out {seed}"), []
+def held_out_scenes(count: int, *, seed: int, wearing: bool = False) -> list[Scene]:
+    """Subjects and views as the world draws them, in combinations that training never shows.
+
+    With `wearing` only those in which something is worn whose colour shows.
+    """
+    rng, scenes = random.Random(f"held out {seed}"), list[Scene]()
     while len(scenes) < count:
         identity = world.sample_identity(rng)
         places = [
@@ -127,14 +159,24 @@ def held_out_scenes(count: int, *, seed: int) -> list[Scene]:
             for place in world.PLACES
             if world.is_held_out(identity.class_noun, identity.color, place)
         ]
-        if places:
-            scenes.append((identity, world.sample_view(rng, identity, place=rng.choice(places))))
+        if not places:
+            continue
+        view = world.sample_view(rng, identity, place=rng.choice(places))
+        if not wearing or truth_of(identity, view)["accessory_color"] is not None:
+            scenes.append((identity, view))
     return scenes
 
 
+def fingerprint(name: str) -> str:
+    """First digits of a SHA-256 over the weights of an embedded base or encoder."""
+    files = sorted((EMBEDDED / name).rglob("*.safetensors"))
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()[:16]
+
+
 def record(name: str, values: dict[str, Any]) -> None:
-    """Put `values` under `name` into results.json, with the day, and print them."""
+    """Put `values` under `name` into results.json, with the day and what was measured; print them."""
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
-    results[name] = {"measured": time.strftime("%Y-%m-%d"), **values}
+    measured = {part: fingerprint(part) for part in ("clay", EMBEDDED_CLIP, EMBEDDED_JUDGE)}
+    results[name] = {"measured": time.strftime("%Y-%m-%d"), "networks": measured, **values}
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(values, indent=1))

@@ -4,7 +4,7 @@ Clay subjects are rendered in graded steps away from the subject: the same, one,
 attributes changed (colour, pattern, second colour, proportions), another class. Prompts are met in 3, 2, 1
 or 0 of what they ask for (class, place, thing worn). A score should fall with every step: Spearman's rank
 correlation over pictures, a subject or prompt at a time, and over the means of the grades; intervals are
-bootstrapped over subjects or prompts.
+Student's, over subjects or prompts.
 
     python benchmarks/clay/truth.py --folder work/unseen
 """
@@ -26,7 +26,8 @@ from scipy.stats import spearmanr
 from data_prep.clay import world
 from data_prep.clay.subjects import STUDY, TRAINING_PLACES
 from finetune import scores
-from finetune.encoders import load_encoder
+from finetune.encoders import EMBEDDED_CLIP, EMBEDDED_JUDGE, load_encoder
+from finetune.statistics import interval
 
 PER_GRADE = 8
 IDENTITY = ("color", "pattern", "color2", "shape_seed")
@@ -64,13 +65,11 @@ def correlations(groups: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     for truth, score in groups:
         grades = np.unique(truth)
         means.append(float(spearmanr(grades, [score[truth == g].mean() for g in grades]).statistic))
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(pictures), size=(2000, len(pictures)))
-    low, high = np.quantile(np.array(pictures)[drawn].mean(1), [0.025, 0.975])
+    found = interval(np.array(pictures)[:, None, None, None])
     return {
         "spearman_of_pictures": round(float(np.mean(pictures)), 3),
-        "low": round(float(low), 3),
-        "high": round(float(high), 3),
+        "low": None if found.low is None else round(found.low, 3),
+        "high": None if found.high is None else round(found.high, 3),
         "spearman_of_grades": round(float(np.mean(means)), 3),
         "groups": len(groups),
         "mean_by_grade": {
@@ -152,12 +151,12 @@ def prompt_truth(folder: Path, encoder_name: str, *, num_prompts: int) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where renders go or are")
-    parser.add_argument("--encoders", nargs="+", default=["clay-clip", "clay-judge"])
+    parser.add_argument("--encoders", nargs="+", default=[EMBEDDED_CLIP, EMBEDDED_JUDGE])
     parser.add_argument("--prompts", type=int, default=12)
     arguments = parser.parse_args()
     values = {
         **subject_truth(arguments.folder, arguments.encoders),
-        **prompt_truth(arguments.folder, "clay-clip", num_prompts=arguments.prompts),
+        **prompt_truth(arguments.folder, EMBEDDED_CLIP, num_prompts=arguments.prompts),
     }
     measures.record("truth", values)
 

@@ -2,7 +2,7 @@
 
 Writes `images/*.jpg` and `metadata.jsonl` (the Hugging Face "imagefolder" layout: `file_name`, `text`,
 and the true attributes). Work is cut into shards; a finished shard is never rendered again, a broken one
-is named and rendered anew.
+is named and rendered anew. `metadata.jsonl` is there when, and only when, all that was asked for is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import multiprocessing
 import os
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from typing import Any
 from data_prep.clay import world
 from data_prep.errors import DataError
 
+METADATA = "metadata.jsonl"
 VIEWS_PER_IDENTITY = 3
 CAPTIONS_PER_PICTURE = 4
 _IDENTITIES_PER_SHARD = 32
@@ -60,6 +64,23 @@ def describe(identity: world.Identity, view: world.View) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written to: {error.strerror or error}. Make room and run the same command "
+            "again; finished shards are kept."
+        ) from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def _render_shard(job: tuple[Path, int, range]) -> int:
     from data_prep.clay.render import build_model, encode_jpeg, render
 
@@ -70,7 +91,9 @@ def _render_shard(job: tuple[Path, int, range]) -> int:
         model = build_model(identity)
         for number, (view, captions) in enumerate(views):
             name = f"images/{index * VIEWS_PER_IDENTITY + number:06d}.jpg"
-            (folder / name).write_bytes(encode_jpeg(render(model, view)))
+            content = encode_jpeg(render(model, view))
+            with _writing_to(folder):
+                (folder / name).write_bytes(content)
             rows.append(
                 {
                     "file_name": name,
@@ -81,10 +104,28 @@ def _render_shard(job: tuple[Path, int, range]) -> int:
                 }
             )
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    partial = _shard(folder, indices.start).with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(partial.with_suffix(".jsonl"))
+    with _writing_to(folder):
+        _write_whole(_shard(folder, indices.start), text)
     return len(rows)
+
+
+def _render_all(jobs: list[tuple[Path, int, range]], num_workers: int) -> Iterator[int]:
+    """The number of pictures of each shard as it is finished, in any order."""
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            for shard in as_completed([pool.submit(_render_shard, job) for job in jobs]):
+                yield shard.result()
+        except BaseException as error:  # nobody waits for shards that are not wanted any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise DataError(
+                    "A process that renders was ended from outside, perhaps for want of memory. Run the "
+                    "same command again, with fewer --workers; finished shards are kept."
+                ) from error
+            raise
 
 
 def _shard(folder: Path, start: int) -> Path:
@@ -165,37 +206,36 @@ def render_dataset(
     num_identities = -(-num_pictures // VIEWS_PER_IDENTITY)
     starts = range(0, num_identities, _IDENTITIES_PER_SHARD)
     jobs = [(folder, seed, range(start, start + _IDENTITIES_PER_SHARD)) for start in starts]
-    try:
+    with _writing_to(folder):
         (folder / "images").mkdir(parents=True, exist_ok=True)
         (folder / "shards").mkdir(exist_ok=True)
         open_jobs = _still_to_render(folder, jobs, warn)
-        yield (len(jobs) - len(open_jobs)) * PICTURES_PER_SHARD
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(num_workers or os.cpu_count() or 1) as pool:
-            yield from pool.imap_unordered(_render_shard, open_jobs)
-        shards = [_shard(folder, job[2].start) for job in jobs]
-        text = "".join(shard.read_text("utf-8") for shard in shards)
-        (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(
-            f"{folder} cannot be written to: {reason}. Make room and run the same command again; "
-            "finished shards are kept."
-        ) from error
+        if open_jobs:
+            (folder / METADATA).unlink(missing_ok=True)
+    yield (len(jobs) - len(open_jobs)) * PICTURES_PER_SHARD
+    yield from _render_all(open_jobs, num_workers or os.cpu_count() or 1)
+    with _writing_to(folder):
+        shards = [_shard(folder, job[2].start).read_text("utf-8") for job in jobs]
+        _write_whole(folder / METADATA, "".join(shards))
 
 
 def read_metadata(folder: Path) -> list[dict[str, Any]]:
-    """Rows of every finished shard in `folder`, in the order of their pictures.
+    """Rows of the pictures in `folder`, in their order.
 
-    Raises `DataError` that names a broken shard.
+    Raises `DataError` where nothing is rendered, not all that was asked for, or the rows are broken.
     """
-    rows = []
-    for shard in sorted((folder / "shards").glob("*.jsonl")):
-        try:
-            rows += [json.loads(line) for line in shard.read_text("utf-8").splitlines()]
-        except ValueError as error:
+    path, command = folder / METADATA, f"finetune clay render {folder}"
+    if not path.is_file():
+        if (folder / "shards").is_dir():
             raise DataError(
-                f"{shard} is not what was written. Render once more to have it made anew: "
-                f"finetune clay render {folder}"
-            ) from error
-    return rows
+                f"Rendering into {folder} is not finished. Go on with the command that began it, for "
+                f"instance {command}"
+            )
+        raise DataError(f"No pictures in {folder}. Render them first: {command}")
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not what was written. Render once more to have it made anew, which takes seconds: "
+            f"{command}"
+        ) from error

@@ -1,7 +1,7 @@
 """Solids as signed distance fields on one grid, and the triangle meshes of their surfaces.
 
 Distances are in world units, negative inside. The smooth minimum is the polynomial one of Inigo Quilez,
-"smooth minimum" (2013). What the solids stand for is said in `bodies` and `accessories`.
+"smooth minimum" (2013). What the solids stand for is said in `bodies` and `dressing`.
 """
 
 from __future__ import annotations

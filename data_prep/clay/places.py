@@ -16,7 +16,7 @@ import numpy as np
 from data_prep.clay import textures
 from data_prep.clay.fields import FLOOR, Array
 from data_prep.clay.textures import RGB
-from data_prep.clay.world import STUDIOS, View
+from data_prep.clay.world import INDOORS, STUDIOS, View
 
 _GREEN, _SAND, _SNOW, _RED_SAND = (
     (0.15, 0.36, 0.06),
@@ -297,12 +297,8 @@ def light_of(view: View) -> Light:
         color = _STUDIO_COLORS[view.place]
         return Light((0.72,) * 3, (12.0, 11.5, 10.5), 6.0, color, color)
     horizon, zenith = _DAY_SKIES.get(view.place, _PLAIN_SKY)
-    indoors = view.place not in _DAY_SKIES and view.place in _ROOMS
-    ambient = (0.62, 0.60, 0.56) if indoors else (0.58, 0.66, 0.78)
+    ambient = (0.62, 0.60, 0.56) if view.place in INDOORS else (0.58, 0.66, 0.78)
     return Light(ambient, (12.0, 11.0, 9.5), 6.0, horizon, zenith)
-
-
-_ROOMS = ("on a wooden floor", "on a red carpet", "in the kitchen", "in the library")
 
 
 def place_objects(mi: Any, view: View, rng: random.Random) -> Scene:

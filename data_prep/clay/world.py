@@ -2,7 +2,7 @@
 
 Responsible for the vocabulary (classes, colours, patterns, accessories, places, times, styles), for
 drawing an `Identity` (a subject) and a `View` (how one picture shows it) from a seed, for captions, and
-for what training never shows (`is_held_out`). It draws no pictures: see `shapes` and `render`.
+for what training never shows (`is_held_out`). It draws no pictures: see `bodies`, `dressing` and `render`.
 Standard library only.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ def pretrain(
         typer.Option(help="autoencoder, contrast, judge, denoiser, decoder, assemble or all."),
     ] = "all",
     max_minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop a stage early, to be resumed.")
+        float | None, typer.Option(min=0, help="Stop after this time in all, to be resumed.")
     ] = None,  # noqa: UP007, UP045
 ) -> None:
     """Make a base, its CLIP and its judge from nothing, in stages. Run again to resume."""
@@ -37,7 +38,8 @@ def pretrain(
         raise UserError(f"--stage: '{stage}' is not one of {', '.join(STAGES)}, all.")
     recipe = validate(PretrainConfig, config_values(config, overrides), str(config))
     stages = STAGES if stage == "all" else (stage,)
-    run_stages(recipe, stages, max_minutes=max_minutes, announce=typer.echo)
+    command = shlex.join(["finetune", "pretrain", str(config), *(overrides or [])])
+    run_stages(recipe, stages, max_minutes=max_minutes, announce=typer.echo, command=command)
 
 
 @clay_app.command("render")

@@ -2,11 +2,12 @@
 
 from finetune.encoders.encoder import Encoder, EncoderCard
 from finetune.encoders.load import check_encoder_name, load_encoder, load_text_encoder
-from finetune.encoders.names import EMBEDDED_CLIP, PRESETS, ScorersConfig
+from finetune.encoders.names import EMBEDDED_CLIP, EMBEDDED_JUDGE, PRESETS, ScorersConfig
 from finetune.encoders.pixels import Preprocessing, hide_background
 
 __all__ = [
     "EMBEDDED_CLIP",
+    "EMBEDDED_JUDGE",
     "PRESETS",
     "Encoder",
     "EncoderCard",

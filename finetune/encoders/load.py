@@ -52,6 +52,11 @@ def _parse(name: str) -> _Wanted:
     if name in PRESETS:
         return _Wanted(name, None, PRESETS[name].hub_id, PRESETS[name].kind)
     if name in EMBEDDED_SCORERS:
+        if not (EMBEDDED / name).is_dir():
+            raise ConfigError(
+                f"The scorer '{name}' is not in this copy of the package: there is no {EMBEDDED / name}. "
+                "Make it: finetune pretrain configs/clay/pretrain.yaml"
+            )
         return _Wanted(name, EMBEDDED / name, None, None)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
@@ -116,7 +121,7 @@ def _sha256(files: list[Path]) -> str:
 
 
 def load_encoder(name: str, *, device: str | torch.device = "cpu") -> Encoder:
-    """The encoder of a name: a preset, PRESET=FOLDER, `clay-clip`, a Hub id or a folder; in float32.
+    """The encoder of a name: a preset, PRESET=FOLDER, an embedded one, a Hub id or a folder; in float32.
 
     Presets read pictures as their papers' code does. Raises `ConfigError` where the name can be none, and
     `ArtifactError` where it is not downloaded and cannot be, is damaged, or of an unknown kind.

@@ -10,8 +10,9 @@ from data_prep.config import Section
 from finetune.bases import embedded_bases
 
 EMBEDDED_CLIP = "clay-clip"
-EMBEDDED_SCORERS = (EMBEDDED_CLIP,)
-"""Encoders that come with the package, beside the embedded base."""
+EMBEDDED_JUDGE = "clay-judge"
+EMBEDDED_SCORERS = (EMBEDDED_CLIP, EMBEDDED_JUDGE)
+"""Encoders that come with the package, beside the embedded base; the judge's reads no texts."""
 
 
 @dataclass(frozen=True)

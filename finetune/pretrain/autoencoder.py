@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from finetune.errors import ConfigError
 from finetune.files import atomic_folder
 from finetune.pretrain.data import Pictures
 from finetune.pretrain.linear_start import start_linear
-from finetune.pretrain.stage import StageConfig, save_rows, to_uint8
+from finetune.pretrain.stage import CPU, StageConfig, save_rows, to_uint8
 
 
 class AutoencoderConfig(StageConfig):
@@ -34,11 +35,27 @@ class AutoencoderConfig(StageConfig):
     gradient_weight: float = Field(0.5, ge=0)
     """Weight of the absolute error of horizontal and vertical pixel differences: sharp edges."""
 
+    @model_validator(mode="after")
+    def _room_for_a_linear_start(self) -> AutoencoderConfig:
+        least = 2 * (self.latent_channels + 2)
+        if self.block_out_channels[-1] < least:
+            raise ValueError(
+                f"the last of block_out_channels must be at least {least}, twice latent_channels and four "
+                "more, for the linear start"
+            )
+        return self
 
-def picture_errors(decoded: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean absolute error of pixels [B, 3, H, W], and of their horizontal and vertical differences."""
+
+def picture_error(decoded: Tensor, pixels: Tensor, gradient_weight: float) -> tuple[Tensor, Tensor]:
+    """The error of decoded pictures [B, 3, H, W], and its first part alone.
+
+    That is the mean absolute error of pixels; to it comes `gradient_weight` times that of their horizontal
+    and vertical differences.
+    """
     error = decoded - pixels
-    return error.abs().mean(), error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    absolute = error.abs().mean()
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return absolute + gradient_weight * edges, absolute
 
 
 class AutoencoderStage:
@@ -46,9 +63,16 @@ class AutoencoderStage:
 
     name = "autoencoder"
 
-    def __init__(self, config: AutoencoderConfig, pictures: Pictures) -> None:
+    def __init__(
+        self, config: AutoencoderConfig, pictures: Pictures, *, device: torch.device = CPU
+    ) -> None:
+        size = pictures.pixels.shape[1]
+        if config.crop_size > size:
+            raise ConfigError(
+                f"autoencoder.crop_size: {config.crop_size} is more than the {size} pixels of the pictures."
+            )
         torch.manual_seed(config.seed)
-        self.config, self.pictures = config, pictures
+        self.config, self.pictures, self.device = config, pictures, device
         self.vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * len(config.block_out_channels),
             up_block_types=("UpDecoderBlock2D",) * len(config.block_out_channels),
@@ -56,12 +80,12 @@ class AutoencoderStage:
             layers_per_block=1,
             latent_channels=config.latent_channels,
             norm_num_groups=2,
-            sample_size=pictures.pixels.shape[1],
+            sample_size=size,
         )
         first = torch.arange(0, len(pictures.pixels), max(1, len(pictures.pixels) // 1000))
         start_linear(self.vae, pictures.pixel_values(first[:1000]))
         self.vae.to(memory_format=torch.channels_last)
-        self.modules = nn.ModuleDict({"vae": self.vae})
+        self.modules = nn.ModuleDict({"vae": self.vae}).to(device)
         self.made_of = {"pictures": pictures.fingerprint}
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -75,21 +99,22 @@ class AutoencoderStage:
         pixels = self.pictures.pixel_values(indices)[:, :, top : top + size, left : left + size]
         if torch.rand((), generator=generator) < 0.5:
             pixels = pixels.flip(3)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        pixels = pixels.contiguous(memory_format=torch.channels_last).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
             posterior = self.vae.encode(pixels).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
-            noise = torch.randn(mean.shape, generator=generator)
+            noise = torch.randn(mean.shape, generator=generator).to(self.device)
             decoded = self.vae.decode(mean + (0.5 * logvar).exp() * noise).sample
-        absolute, edges = picture_errors(decoded.float(), pixels)
+        error, absolute = picture_error(decoded.float(), pixels, config.gradient_weight)
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        total = absolute + config.gradient_weight * edges + config.kl_weight * divergence
+        total = error + config.kl_weight * divergence
         return {"loss": total, "l1": absolute.detach(), "kl": divergence.detach()}
 
     @torch.no_grad()
     def sample(self, path: Path) -> None:
         """Twelve pictures above their reconstructions."""
-        pixels = self.pictures.pixel_values(list(range(0, min(36, len(self.pictures.pixels)), 3)))
+        shown = list(range(0, min(36, len(self.pictures.pixels)), 3))
+        pixels = self.pictures.pixel_values(shown).to(self.device)
         decoded = self.vae.decode(self.vae.encode(pixels).latent_dist.mode()).sample
         save_rows([to_uint8(pixels), to_uint8(decoded)], path)
 
@@ -100,7 +125,7 @@ class AutoencoderStage:
         chosen = torch.arange(0, count, max(1, count // 512))
         latents = torch.cat(
             [
-                self.vae.encode(self.pictures.pixel_values(part)).latent_dist.mean
+                self.vae.encode(self.pictures.pixel_values(part).to(self.device)).latent_dist.mean
                 for part in chosen.split(64)
             ]
         )

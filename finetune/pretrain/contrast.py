@@ -20,7 +20,8 @@ from data_prep.clay.world import ATTRIBUTES, caption, untold_by
 from finetune.dual_encoder import DualEncoder
 from finetune.files import atomic_folder
 from finetune.pretrain.data import Pictures
-from finetune.pretrain.stage import StageConfig, save_rows, to_uint8
+from finetune.pretrain.stage import CPU, StageConfig, save_nearest
+from finetune.pretrain.tokenizer import tokenize
 
 LEVELS = (
     frozenset({"style"}),
@@ -72,10 +73,16 @@ class ContrastStage:
     name = "contrast"
 
     def __init__(
-        self, config: ContrastConfig, pictures: Pictures, tokenizer: CLIPTokenizer
+        self,
+        config: ContrastConfig,
+        pictures: Pictures,
+        tokenizer: CLIPTokenizer,
+        *,
+        device: torch.device = CPU,
     ) -> None:
         torch.manual_seed(config.seed)
         self.config, self.pictures, self.tokenizer = config, pictures, tokenizer
+        self.device = device
         text = CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.hidden_size,
@@ -100,7 +107,7 @@ class ContrastStage:
             projection_dim=config.projection_dim,
         ).train()
         self.clip.vision_model.to(memory_format=torch.channels_last)
-        self.modules = nn.ModuleDict({"clip": self.clip})
+        self.modules = nn.ModuleDict({"clip": self.clip}).to(device)
         self.made_of = {"pictures": pictures.fingerprint}
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -113,10 +120,8 @@ class ContrastStage:
             caption(identity, view, told=told - untold_by(view.style)) for identity, view in truths
         ]
         different = list(dict.fromkeys(texts))
-        matches = torch.tensor([different.index(text) for text in texts])
-        tokens = self.tokenizer(
-            different, padding="max_length", truncation=True, return_tensors="pt"
-        )
+        matches = torch.tensor([different.index(text) for text in texts]).to(self.device)
+        input_ids = tokenize(self.tokenizer, different).to(self.device)
         pixels = self.pictures.pixel_values(indices)
         top, left = torch.randint(2 * shift + 1, (2,), generator=generator).tolist()
         size = pixels.shape[-1]
@@ -124,10 +129,10 @@ class ContrastStage:
         pixels = padded[:, :, top : top + size, left : left + size]
         flip = torch.rand(count, generator=generator) < 0.5
         pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        pixels = pixels.contiguous(memory_format=torch.channels_last).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
             image_embeds = self.clip.get_image_features(pixels)
-            text_embeds = self.clip.get_text_features(tokens.input_ids)
+            text_embeds = self.clip.get_text_features(input_ids)
         image_embeds = F.normalize(image_embeds.float(), dim=-1)
         text_embeds = F.normalize(text_embeds.float(), dim=-1)
         scale = self.clip.logit_scale.exp().clamp(max=100)
@@ -136,20 +141,15 @@ class ContrastStage:
         return {"loss": loss, "top1": hits}
 
     def sample(self, path: Path) -> None:
-        """Pictures in the first column, beside each the five nearest others."""
+        """Pictures in the first row, below each the five nearest others."""
         self.clip.eval()
         with torch.no_grad():
             pixels = self.pictures.pixel_values(list(range(min(300, len(self.pictures.pixels)))))
-            embeds = F.normalize(self.clip.get_image_features(pixels), dim=-1)
-            similarity = embeds @ embeds.T
-            similarity.fill_diagonal_(2.0)
-            nearest = similarity[:12].topk(6).indices
+            embeds = self.clip.get_image_features(pixels.to(self.device))
         self.clip.train()
-        save_rows([to_uint8(pixels[row]) for row in nearest.T], path)
+        save_nearest(pixels, embeds, path)
 
     def save(self, folder: Path) -> None:
-        """Write `clip` and its `tokenizer`."""
+        """Write `clip`."""
         with atomic_folder(folder / "clip") as target:
             self.clip.save_pretrained(target)
-        with atomic_folder(folder / "tokenizer") as target:
-            self.tokenizer.save_pretrained(target)

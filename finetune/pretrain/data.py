@@ -1,4 +1,4 @@
-"""The pictures and captions that a base is made from, in memory."""
+"""The pictures and captions that a base is made from, and what stages 1 and 2 make of them, in memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.clay.dataset import read_metadata
 from data_prep.clay.world import Identity, View
+from finetune.checkpoint import needed_bytes
+from finetune.dual_encoder import DualEncoder
 from finetune.errors import DataError
+from finetune.files import partial_of, require_space
 
 
 @dataclass(frozen=True)
@@ -36,19 +42,82 @@ class Pictures:
         return chosen.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def load_pictures(folder: Path) -> Pictures:
-    """Every picture of a rendered world. Raises `DataError` where there is none."""
-    rows = read_metadata(folder)
-    if not rows:
+def _read_picture(path: Path, folder: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"No pictures in {folder}. Render them first: finetune clay render {folder}"
-        )
-    pixels = np.stack(
-        [
-            np.asarray(Image.open(folder / row["file_name"]).convert("RGB"))
-            for row in tqdm(rows, desc="reading pictures", mininterval=5)
-        ]
-    )
+            f"{path} cannot be read: {error}. Remove it, if it is there, and render once more: "
+            f"finetune clay render {folder}"
+        ) from error
+
+
+def load_pictures(folder: Path) -> Pictures:
+    """Every picture of a rendered world.
+
+    Raises `DataError` where there is none, rendering is not finished, or one cannot be used.
+    """
+    rows, pixels = read_metadata(folder), list[np.ndarray]()
+    for row in tqdm(rows, desc="reading pictures", mininterval=5):
+        path = folder / row["file_name"]
+        pixels.append(_read_picture(path, folder))
+        if pixels[-1].shape != pixels[0].shape:
+            (height, width, _), first = pixels[-1].shape, pixels[0].shape
+            raise DataError(
+                f"{path} has {width} x {height} pixels, not {first[1]} x {first[0]} as the pictures before "
+                f"it. Remove it and render once more: finetune clay render {folder}"
+            )
     truths = [(Identity.from_dict(row["identity"]), View.from_dict(row["view"])) for row in rows]
     told = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    return Pictures(pixels, [row["captions"] for row in rows], truths, told)
+    return Pictures(np.stack(pixels), [row["captions"] for row in rows], truths, told)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the denoiser learns from, made once from N pictures by stages 1 and 2; all in float16."""
+
+    means: Tensor
+    """Latents' means, [N, C, h, w]."""
+    deviations: Tensor
+    """Latents' standard deviations, [N, C, h, w]."""
+    features: Tensor
+    """The picture encoder's last map, [N, F, height, width]."""
+
+    def save(self, path: Path, origin: str) -> None:
+        """Write a file that names its `origin`, whole or not at all."""
+        tensors = {name: tensor.contiguous() for name, tensor in vars(self).items()}
+        require_space(path, needed_bytes(tensors))
+        partial = partial_of(path)
+        save_file(tensors, partial, metadata={"origin": origin})
+        partial.replace(path)
+
+    @staticmethod
+    def load(path: Path, origin: str) -> Encoded | None:
+        """What `path` holds; None where there is no whole file or it is of another `origin`."""
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("origin") != origin:
+                    return None
+            return Encoded(**load_file(path))
+        except SafetensorError:
+            return None
+
+
+@torch.no_grad()
+def encode(
+    vae: AutoencoderKL, clip: DualEncoder, pictures: Pictures, *, device: torch.device
+) -> Encoded:
+    """Latents and features of all pictures, in main memory; the networks work on `device`."""
+    vae, vision = vae.to(device), clip.vision_model.to(device)
+    means, deviations, features = [], [], []
+    for start in tqdm(range(0, len(pictures.pixels), 64), desc="encoding", mininterval=5):
+        stop = min(start + 64, len(pictures.pixels))
+        pixels = pictures.pixel_values(list(range(start, stop))).to(device)
+        moments = vae.encode(pixels).latent_dist
+        means.append(moments.mean.half().cpu())
+        deviations.append(moments.std.half().cpu())
+        features.append(vision(pixels).last_hidden_state.half().cpu())
+    return Encoded(torch.cat(means), torch.cat(deviations), torch.cat(features))

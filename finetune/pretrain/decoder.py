@@ -18,10 +18,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from finetune.diffusion import DiscreteDiffusion
 from finetune.files import atomic_folder
-from finetune.pretrain.autoencoder import picture_errors
-from finetune.pretrain.data import Pictures
-from finetune.pretrain.denoiser import Encoded, noise_scheduler, tokenize
-from finetune.pretrain.stage import StageConfig, save_rows, to_uint8
+from finetune.pretrain.autoencoder import picture_error
+from finetune.pretrain.data import Encoded, Pictures
+from finetune.pretrain.denoiser import noise_scheduler
+from finetune.pretrain.stage import CPU, StageConfig, save_rows, to_uint8
+from finetune.pretrain.tokenizer import tokenize
 
 
 class DecoderConfig(StageConfig):
@@ -50,11 +51,15 @@ class DecoderStage:
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         made_of: dict[str, str],
+        *,
+        device: torch.device = CPU,
     ) -> None:
         torch.manual_seed(config.seed)
+        self.device = device
         self.config, self.pictures, self.encoded = config, pictures, encoded
-        self.vae, self.made_of = vae.requires_grad_(False), made_of
-        self.unet, self.text_encoder = unet.eval().requires_grad_(False), text_encoder.eval()
+        self.vae, self.made_of = vae.requires_grad_(False).to(device), made_of
+        self.unet = unet.eval().requires_grad_(False).to(device)
+        self.text_encoder = text_encoder.eval().to(device)
         self.tokenizer, self.scheduler = tokenizer, noise_scheduler()
         self.noise_process = DiscreteDiffusion(self.scheduler.alphas_cumprod, "v_prediction")
         self.vae.to(memory_format=torch.channels_last)
@@ -69,13 +74,15 @@ class DecoderStage:
         latents = self.encoded.means[indices].float() * self.vae.config.scaling_factor
         timesteps = torch.randint(config.max_timestep, (count,), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps).to(self.device)
+        latents, timesteps = latents.to(self.device), timesteps.to(self.device)
         texts = [self.pictures.captions[index][0] for index in indices.tolist()]
-        with torch.autocast("cpu", torch.bfloat16):
-            prompt_embeds = self.text_encoder(tokenize(self.tokenizer, texts)).last_hidden_state
+        input_ids = tokenize(self.tokenizer, texts).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            prompt_embeds = self.text_encoder(input_ids).last_hidden_state
             output = self.unet(noisy, timesteps, prompt_embeds).sample.float()
         guesses = self.noise_process.predicted_latents(noisy, output, timesteps)
-        clean = torch.rand(count, generator=generator) < config.clean_share
+        clean = torch.rand(count, generator=generator).to(self.device) < config.clean_share
         return torch.where(clean[:, None, None, None], latents, guesses)
 
     def _decode(self, latents: Tensor) -> Tensor:
@@ -88,11 +95,11 @@ class DecoderStage:
             len(self.pictures.pixels), (self.config.batch_size,), generator=generator
         )
         latents = self._guesses(indices, generator)
-        pixels = self.pictures.pixel_values(indices)
-        with torch.autocast("cpu", torch.bfloat16):
+        pixels = self.pictures.pixel_values(indices).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
             decoded = self._decode(latents)
-        absolute, edges = picture_errors(decoded.float(), pixels)
-        return {"loss": absolute + self.config.gradient_weight * edges, "l1": absolute.detach()}
+        error, absolute = picture_error(decoded.float(), pixels, self.config.gradient_weight)
+        return {"loss": error, "l1": absolute.detach()}
 
     @torch.no_grad()
     def sample(self, path: Path) -> None:

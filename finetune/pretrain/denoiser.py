@@ -7,7 +7,6 @@ what is in a picture, the denoiser learns its classes in about half the steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,14 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from finetune.checkpoint import needed_bytes
 from finetune.diffusion import DiscreteDiffusion
-from finetune.dual_encoder import DualEncoder
-from finetune.files import atomic_folder, partial_of, require_space
-from finetune.pretrain.data import Pictures
-from finetune.pretrain.stage import StageConfig, save_rows, to_uint8
+from finetune.files import atomic_folder
+from finetune.pretrain.data import Encoded
+from finetune.pretrain.stage import CPU, StageConfig, save_rows, to_uint8
+from finetune.pretrain.tokenizer import tokenize
 
 SAMPLE_PROMPTS = (
     "a photo of a dog",
@@ -80,53 +75,6 @@ def noise_scheduler() -> DDPMScheduler:
         clip_sample=False,
         steps_offset=1,
     )
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the denoiser learns from, made once from N pictures by stages 1 and 2; all in float16."""
-
-    means: Tensor
-    """Latents' means, [N, C, h, w]."""
-    deviations: Tensor
-    """Latents' standard deviations, [N, C, h, w]."""
-    features: Tensor
-    """The picture encoder's last map, [N, F, height, width]."""
-
-    def save(self, path: Path, origin: str) -> None:
-        """Write a file that names its `origin`, whole or not at all."""
-        tensors = {name: tensor.contiguous() for name, tensor in vars(self).items()}
-        require_space(path, needed_bytes(tensors))
-        partial = partial_of(path)
-        save_file(tensors, partial, metadata={"origin": origin})
-        partial.replace(path)
-
-    @staticmethod
-    def load(path: Path, origin: str) -> Encoded | None:
-        """What `path` holds; None where there is no whole file or it is of another `origin`."""
-        if not path.is_file():
-            return None
-        try:
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("origin") != origin:
-                    return None
-            return Encoded(**load_file(path))
-        except SafetensorError:
-            return None
-
-
-@torch.no_grad()
-def encode(vae: AutoencoderKL, clip: DualEncoder, pictures: Pictures) -> Encoded:
-    """Latents and features of all pictures."""
-    means, deviations, features = [], [], []
-    for start in tqdm(range(0, len(pictures.pixels), 64), desc="encoding", mininterval=5):
-        stop = min(start + 64, len(pictures.pixels))
-        pixels = pictures.pixel_values(list(range(start, stop)))
-        moments = vae.encode(pixels).latent_dist
-        means.append(moments.mean.half())
-        deviations.append(moments.std.half())
-        features.append(clip.vision_model(pixels).last_hidden_state.half())
-    return Encoded(torch.cat(means), torch.cat(deviations), torch.cat(features))
 
 
 def build_unet(config: DenoiserConfig, latent_shape: tuple[int, ...], text_size: int) -> Any:
@@ -188,10 +136,12 @@ class DenoiserStage:
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         made_of: dict[str, str],
+        *,
+        device: torch.device = CPU,
     ) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.vae, self.tokenizer, self.made_of = config, vae, tokenizer, made_of
-        self.encoded, self.text_encoder = encoded, text_encoder
+        self.config, self.tokenizer, self.made_of, self.device = config, tokenizer, made_of, device
+        self.encoded, self.vae, self.text_encoder = encoded, vae.to(device), text_encoder.to(device)
         self.latent_shape = tuple(encoded.means.shape[1:])
         self.unet = build_unet(config, self.latent_shape, text_encoder.config.hidden_size)
         self.alignment = Alignment(config.block_out_channels[-1], encoded.features.shape[1])
@@ -202,6 +152,7 @@ class DenoiserStage:
         self.scheduler = noise_scheduler()
         self.noise_process = DiscreteDiffusion(self.scheduler.alphas_cumprod, "v_prediction")
         self.modules = nn.ModuleDict({"unet": self.unet, "alignment": self.alignment})
+        self.modules.to(device)
         self.text_encoder.requires_grad_(not config.freeze_text_encoder)
         if not config.freeze_text_encoder:
             self.modules["text_encoder"] = text_encoder
@@ -226,12 +177,16 @@ class DenoiserStage:
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = self.scheduler.get_velocity(latents, noise, timesteps)
         self.middle.clear()
-        with torch.autocast("cpu", torch.bfloat16):
-            prompt_embeds = self.text_encoder(input_ids).last_hidden_state
-            output = self.unet(noisy, timesteps, prompt_embeds).sample
-            apart = self.alignment(self.middle.pop(), self.encoded.features[indices].float())
+        features = self.encoded.features[indices].float().to(self.device)
+        weights = self.noise_process.loss_weight(timesteps, config.snr_gamma).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            prompt_embeds = self.text_encoder(input_ids.to(self.device)).last_hidden_state
+            moved = (noisy.to(self.device), timesteps.to(self.device))
+            output = self.unet(*moved, prompt_embeds).sample
+            apart = self.alignment(self.middle.pop(), features)
+        target = target.to(self.device)
         error = F.mse_loss(output.float(), target, reduction="none").mean((1, 2, 3))  # [B]
-        weighted = self.noise_process.loss_weight(timesteps, config.snr_gamma) * error
+        weighted = weights * error
         total = weighted.mean() + config.alignment_weight * apart.mean()
         return {"loss": total, "mse": error.detach().mean(), "apart": apart.detach().mean()}
 
@@ -242,9 +197,9 @@ class DenoiserStage:
         scheduler.set_timesteps(20)
         prompts = [prompt for prompt in SAMPLE_PROMPTS for _ in range(2)]
         ids = torch.cat([tokenize(self.tokenizer, prompts), self.empty.expand(len(prompts), -1)])
-        prompt_embeds = self.text_encoder(ids).last_hidden_state
+        prompt_embeds = self.text_encoder(ids.to(self.device)).last_hidden_state
         shape = (len(prompts), *self.latent_shape)
-        latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         for timestep in scheduler.timesteps:
             output = self.unet(torch.cat([latents] * 2), timestep, prompt_embeds).sample
             prompted, empty = output.chunk(2)
@@ -259,11 +214,3 @@ class DenoiserStage:
             self.unet.save_pretrained(target)
         with atomic_folder(folder / "text_encoder") as target:
             self.text_encoder.save_pretrained(target)
-
-
-def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Token ids of `texts`, padded to the tokenizer's length, [N, tokens]."""
-    ids: Tensor = tokenizer(
-        texts, padding="max_length", truncation=True, return_tensors="pt"
-    ).input_ids
-    return ids

@@ -22,7 +22,7 @@ from finetune.errors import DataError
 from finetune.files import atomic_folder
 from finetune.judge import Judge
 from finetune.pretrain.data import Pictures
-from finetune.pretrain.stage import StageConfig, save_rows, to_uint8
+from finetune.pretrain.stage import CPU, StageConfig, save_nearest
 
 NOTHING = "none"
 """What a picture shows where nothing is worn."""
@@ -44,6 +44,8 @@ _ONLY_COLORS = frozenset({"color", "color2", "accessory_color", "place", "time"}
 class JudgeConfig(StageConfig):
     """Shape and training of the judge."""
 
+    batch_size: int = Field(gt=2)
+    """Pictures per step; three of eight are a subject's first view, and as many its second."""
     channels: tuple[int, ...] = (48, 96, 192)
     """Channels of the residual stages, whose pictures shrink by 4, 8, 16."""
     depths: tuple[int, ...] = (2, 3, 4)
@@ -95,15 +97,18 @@ def targets_of(truths: list[tuple[world.Identity, world.View]]) -> dict[str, Ten
 def identity_contrast(embeds: Tensor, identities: Tensor, temperature: float) -> Tensor:
     """Supervised contrast (Khosla et al. 2020, L_out): views of one identity attract each other.
 
-    `embeds` [B, D] are unit, `identities` [B] their subjects; views without a partner do not count.
+    `embeds` [B, D] are unit, `identities` [B] their subjects, on the CPU; views without a partner do not
+    count.
     """
     logits = embeds @ embeds.T / temperature
     itself = torch.eye(len(embeds), dtype=torch.bool)
     positive = (identities[:, None] == identities) & ~itself
+    paired, count = positive.any(1).nonzero().flatten(), positive.sum(1).clamp(min=1)
+    itself, positive, paired, count = (
+        t.to(embeds.device) for t in (itself, positive, paired, count)
+    )
     log_share = logits - logits.masked_fill(itself, -math.inf).logsumexp(1, keepdim=True)
-    count = positive.sum(1)
-    loss = -(log_share * positive).sum(1) / count.clamp(min=1)
-    return loss[count > 0].mean()
+    return (-(log_share * positive).sum(1) / count)[paired].mean()
 
 
 class JudgeStage:
@@ -111,9 +116,11 @@ class JudgeStage:
 
     name = "judge"
 
-    def __init__(self, config: JudgeConfig, pictures: Pictures) -> None:
+    def __init__(
+        self, config: JudgeConfig, pictures: Pictures, *, device: torch.device = CPU
+    ) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.pictures = config, pictures
+        self.config, self.pictures, self.device = config, pictures, device
         self.targets = targets_of(pictures.truths)
         views = defaultdict(list)
         for index, (identity, view) in enumerate(pictures.truths):
@@ -136,7 +143,7 @@ class JudgeStage:
             identity_dim=config.identity_dim,
         ).train()
         self.judge.backbone.to(memory_format=torch.channels_last)
-        self.modules = nn.ModuleDict({"judge": self.judge})
+        self.modules = nn.ModuleDict({"judge": self.judge}).to(device)
         self.made_of = {"pictures": pictures.fingerprint}
 
     def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -180,15 +187,17 @@ class JudgeStage:
         """Mean cross-entropy of the attributes and the contrast; shares of right answers."""
         indices, identities = self._batch(generator)
         pixels = self._moved(self.pictures.pixel_values(indices), generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits, embeds = self.judge(pixels.contiguous(memory_format=torch.channels_last))
+        pixels = pixels.contiguous(memory_format=torch.channels_last).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits, embeds = self.judge(pixels)
         errors, right = [], {}
         for name, values in logits.items():
             target = self.targets[name][indices]
-            told = target >= 0
-            if told.any():
-                errors.append(F.cross_entropy(values[told].float(), target[told]))
-                right[name] = (values[told].argmax(1) == target[told]).float().mean()
+            told = (target >= 0).nonzero().flatten()
+            if len(told):
+                target, values = target[told].to(self.device), values[told.to(self.device)]
+                errors.append(F.cross_entropy(values.float(), target))
+                right[name] = (values.argmax(1) == target).float().mean()
         contrast = identity_contrast(embeds, identities, self.config.temperature)
         total = torch.stack(errors).mean() + self.config.contrast_weight * contrast
         return {"loss": total, "contrast": contrast.detach(), **right}
@@ -198,11 +207,9 @@ class JudgeStage:
         self.judge.eval()
         with torch.no_grad():
             pixels = self.pictures.pixel_values(list(range(min(300, len(self.pictures.pixels)))))
-            _, embeds = self.judge(pixels)
-        similarity = (embeds @ embeds.T).fill_diagonal_(2.0)
-        nearest = similarity[:12].topk(6).indices
-        save_rows([to_uint8(pixels[row]) for row in nearest.T], path)
+            _, embeds = self.judge(pixels.to(self.device))
         self.judge.train()
+        save_nearest(pixels, embeds, path)
 
     def save(self, folder: Path) -> None:
         """Write `network`."""

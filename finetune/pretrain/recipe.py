@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -15,22 +17,16 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from data_prep.clay.world import all_words
 from data_prep.config import Section
 from finetune.dual_encoder import DualEncoder
-from finetune.errors import ArtifactError
-from finetune.files import atomic_folder, read_json, sha256_of
-from finetune.judge import Judge
+from finetune.errors import ConfigError
+from finetune.files import atomic_folder
 from finetune.pretrain.autoencoder import AutoencoderConfig, AutoencoderStage
 from finetune.pretrain.contrast import ContrastConfig, ContrastStage
 from finetune.pretrain.data import Pictures, load_pictures
 from finetune.pretrain.decoder import DecoderConfig, DecoderStage
-from finetune.pretrain.denoiser import (
-    DenoiserConfig,
-    DenoiserStage,
-    Encoded,
-    encode,
-    noise_scheduler,
-)
+from finetune.pretrain.denoiser import DenoiserConfig, DenoiserStage, noise_scheduler
 from finetune.pretrain.judge import JudgeConfig, JudgeStage
-from finetune.pretrain.stage import MADE_OF, Stage, run_stage
+from finetune.pretrain.made import Made
+from finetune.pretrain.stage import Stage, run_stage
 from finetune.pretrain.tokenizer import build_tokenizer
 
 TRAINED = ("autoencoder", "contrast", "judge", "denoiser", "decoder")
@@ -52,6 +48,9 @@ class PretrainConfig(Section):
     """The finished judge."""
     num_threads: int | None = Field(None, gt=0)
     """Threads of torch; null takes its default."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are trained; `auto` takes an NVIDIA GPU where there is one. What is drawn at random is
+    drawn on the CPU, so that every device sees the same pictures and noise; a stage may go on on another."""
     autoencoder: AutoencoderConfig
     """Stage 1."""
     contrast: ContrastConfig
@@ -64,132 +63,88 @@ class PretrainConfig(Section):
     """Stage 4."""
 
 
-class _Made:
-    """What finished stages left in the work folder. Raises `ArtifactError` that names a missing stage."""
-
-    def __init__(self, work_folder: Path) -> None:
-        self.work_folder = work_folder
-
-    def folder(self, stage: str, name: str) -> Path:
-        folder = self.work_folder / stage / name
-        if not any(folder.glob("*.json")):
-            raise ArtifactError(f"There is no finished {name} in {folder}; run --stage {stage}.")
-        return folder
-
-    def fingerprint(self, stage: str, name: str) -> str:
-        """SHA-256 over the files of a network or tokenizer."""
-        files = sorted(self.folder(stage, name).iterdir())
-        return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
-
-    def fingerprints(self, stages: Sequence[str]) -> dict[str, str]:
-        """What the networks of `stages` are now, by the names that `made_of` gives them."""
-        places = {
-            "autoencoder": {"autoencoder": "vae"},
-            "contrast": {"CLIP": "clip", "tokenizer": "tokenizer"},
-            "denoiser": {"denoiser": "unet", "text encoder": "text_encoder"},
-        }
-        return {
-            title: self.fingerprint(stage, name)
-            for stage in stages
-            for title, name in places[stage].items()
-        }
-
-    def check(self, stage: str, stages: Sequence[str]) -> None:
-        """Raise `ArtifactError` where a finished stage learnt from other networks than those of `stages`."""
-        path = self.work_folder / stage / MADE_OF
-        if not path.is_file():
-            raise ArtifactError(
-                f"There is no finished {stage} in {path.parent}; run --stage {stage}."
-            )
-        learnt_from = read_json(path)
-        for title, fingerprint in self.fingerprints(stages).items():
-            if learnt_from.get(title) != fingerprint:
-                raise ArtifactError(
-                    f"The {stage} in {path.parent} learnt from another {title} than there is now. Remove "
-                    f"{path.parent} and run --stage {stage}."
-                )
-
-    def vae(self, stage: str) -> AutoencoderKL:
-        return AutoencoderKL.from_pretrained(self.folder(stage, "vae")).eval()
-
-    def clip(self) -> DualEncoder:
-        return DualEncoder.from_pretrained(self.folder("contrast", "clip"))
-
-    def tokenizer(self) -> CLIPTokenizer:
-        return CLIPTokenizer.from_pretrained(self.folder("contrast", "tokenizer"))
-
-    def text_encoder(self) -> CLIPTextModel:
-        return CLIPTextModel.from_pretrained(self.folder("denoiser", "text_encoder")).eval()
-
-    def unet(self) -> UNet2DConditionModel:
-        return UNet2DConditionModel.from_pretrained(self.folder("denoiser", "unet")).eval()
-
-    def judge(self) -> Judge:
-        return Judge.from_pretrained(self.folder("judge", "network"))
-
-    def encoded(self, vae: AutoencoderKL, clip: DualEncoder, pictures: Pictures) -> Encoded:
-        """Latents and features of `pictures`, made once per autoencoder and CLIP."""
-        networks = [self.fingerprint("autoencoder", "vae"), self.fingerprint("contrast", "clip")]
-        origin = " ".join([*networks, pictures.fingerprint])
-        path = self.work_folder / "encoded.safetensors"
-        kept = Encoded.load(path, origin)
-        if kept is None:
-            kept = encode(vae, clip, pictures)
-            kept.save(path, origin)
-        return kept
+def device_of(config: PretrainConfig) -> torch.device:
+    """Where the networks are trained. Raises `ConfigError` for a GPU that is not there."""
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise ConfigError(
+            "device: cuda needs an NVIDIA GPU, which this machine does not have. Set it to auto."
+        )
+    return torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
 
 
-def _denoiser_stage(config: PretrainConfig, made: _Made, pictures: Pictures) -> DenoiserStage:
+def _denoiser_stage(
+    config: PretrainConfig, made: Made, pictures: Pictures, device: torch.device
+) -> DenoiserStage:
     vae, clip = made.vae("autoencoder").requires_grad_(False), made.clip()
     return DenoiserStage(
         config.denoiser,
         pictures.captions,
-        made.encoded(vae, clip, pictures),
+        made.encoded(vae, clip, pictures, device=device),
         vae,
         text_encoder_of(clip),
         made.tokenizer(),
         {"pictures": pictures.fingerprint, **made.fingerprints(("autoencoder", "contrast"))},
+        device=device,
     )
 
 
-def _decoder_stage(config: PretrainConfig, made: _Made, pictures: Pictures) -> DecoderStage:
+def _decoder_stage(
+    config: PretrainConfig, made: Made, pictures: Pictures, device: torch.device
+) -> DecoderStage:
     vae = made.vae("autoencoder")
-    unet = made.unet()
     return DecoderStage(
         config.decoder,
         pictures,
-        made.encoded(vae, made.clip(), pictures),
+        made.encoded(vae, made.clip(), pictures, device=device),
         vae,
-        unet,
+        made.unet(),
         made.text_encoder(),
         made.tokenizer(),
         {"pictures": pictures.fingerprint, **made.fingerprints(("autoencoder", "denoiser"))},
+        device=device,
     )
 
 
-def build_stage(name: str, config: PretrainConfig) -> Stage:
-    """A stage on what the stages before it made. Raises `ArtifactError` where one of those is missing."""
-    made = _Made(config.work_folder)
+def _contrast_tokenizer(made: Made) -> CLIPTokenizer:
+    """The one that the stage began with, so that every token keeps its number when it goes on."""
+    folder = made.work_folder / "contrast" / "tokenizer"
+    if not folder.is_dir():
+        with atomic_folder(folder) as target:
+            build_tokenizer(all_words()).save_pretrained(target)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+COMMAND = "finetune pretrain RECIPE"
+
+
+def build_stage(name: str, config: PretrainConfig, *, command: str = COMMAND) -> Stage:
+    """A stage on what the stages before it made.
+
+    Raises `ArtifactError`, which tells how to go on from `command`, where one of those is missing.
+    """
+    made, device = Made(config.work_folder, command=command), device_of(config)
     if name == "denoiser":
-        made.folder("autoencoder", "vae")
-        made.folder("contrast", "clip")
+        made.fingerprints(("autoencoder", "contrast"))
     if name == "decoder":
         made.check("denoiser", ("autoencoder", "contrast"))
+        made.fingerprints(("denoiser",))
     pictures = load_pictures(config.pictures)
     if name == "autoencoder":
-        return AutoencoderStage(config.autoencoder, pictures)
+        return AutoencoderStage(config.autoencoder, pictures, device=device)
     if name == "contrast":
-        return ContrastStage(config.contrast, pictures, build_tokenizer(all_words()))
+        tokenizer = _contrast_tokenizer(made)
+        return ContrastStage(config.contrast, pictures, tokenizer, device=device)
     if name == "judge":
-        return JudgeStage(config.judge, pictures)
+        return JudgeStage(config.judge, pictures, device=device)
     if name == "denoiser":
-        return _denoiser_stage(config, made, pictures)
-    return _decoder_stage(config, made, pictures)
+        return _denoiser_stage(config, made, pictures, device)
+    return _decoder_stage(config, made, pictures, device)
 
 
-def _train(stage: Stage, folder: Path, max_minutes: float | None) -> bool:
+def _train(stage: Stage, folder: Path, deadline: float) -> bool:
     """Whether the stage is finished."""
-    steps = run_stage(stage, folder, max_minutes=max_minutes)
+    steps = run_stage(stage, folder, deadline=deadline)
     while True:
         try:
             next(steps)
@@ -203,17 +158,22 @@ def run_stages(
     *,
     max_minutes: float | None,
     announce: Callable[[str], None],
+    command: str = COMMAND,
 ) -> None:
-    """Run `stages` in order; stops after one that `max_minutes` cut short."""
+    """Run `stages` in order, for `max_minutes` in all; the last one begun is cut short then, to be resumed.
+
+    `command` is what runs the recipe, for messages.
+    """
+    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     for name in stages:
         announce(f"stage: {name}")
         if name == "assemble":
-            assemble(config)
-            continue
-        stage, folder = build_stage(name, config), config.work_folder / name
-        if not _train(stage, folder, max_minutes):
+            assemble(config, command=command)
+        elif time.monotonic() >= deadline or not _train(
+            build_stage(name, config, command=command), config.work_folder / name, deadline
+        ):
             announce(f"{name} is not finished; run the same command again to go on.")
             return
 
@@ -225,9 +185,12 @@ def text_encoder_of(clip: DualEncoder) -> CLIPTextModel:
     return encoder
 
 
-def assemble(config: PretrainConfig) -> None:
-    """Write the finished base, CLIP and judge from the stages' networks, weights in float16."""
-    made = _Made(config.work_folder)
+def assemble(config: PretrainConfig, *, command: str = COMMAND) -> None:
+    """Write the finished base, CLIP and judge from the stages' networks, weights in float16.
+
+    All three are prepared before one takes its place. Raises `ArtifactError` like `build_stage`.
+    """
+    made = Made(config.work_folder, command=command)
     made.check("denoiser", ("autoencoder", "contrast"))
     made.check("decoder", ("autoencoder", "denoiser"))
     tokenizer, clip, judge = made.tokenizer(), made.clip(), made.judge()
@@ -241,16 +204,17 @@ def assemble(config: PretrainConfig) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    with atomic_folder(config.output) as folder:
-        pipe.save_pretrained(folder, safe_serialization=True)
-        _store_in_float16(folder)
-    with atomic_folder(config.scorer_output) as folder:
-        clip.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        _store_in_float16(folder)
-    with atomic_folder(config.judge_output) as folder:
-        judge.save_pretrained(folder)
-        _store_in_float16(folder)
+    with (
+        atomic_folder(config.output) as base_folder,
+        atomic_folder(config.scorer_output) as scorer_folder,
+        atomic_folder(config.judge_output) as judge_folder,
+    ):
+        pipe.save_pretrained(base_folder, safe_serialization=True)
+        clip.save_pretrained(scorer_folder)
+        tokenizer.save_pretrained(scorer_folder)
+        judge.save_pretrained(judge_folder)
+        for folder in (base_folder, scorer_folder, judge_folder):
+            _store_in_float16(folder)
 
 
 def _store_in_float16(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from finetune.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, ConfigError
 from finetune.files import write_json
 from finetune.interrupt import exit_code, interruptible
 from finetune.optim import (
@@ -34,8 +36,10 @@ from finetune.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
+from finetune.pretrain.loss_log import LossLog
 from finetune.seeding import generator_for
 
+CPU = torch.device("cpu")
 MADE_OF = "made_of.json"
 """Beside a stage's finished networks: what they learnt from."""
 
@@ -101,34 +105,37 @@ def _check_origin(stage: Stage, state: dict[str, Any], checkpoint: Path) -> None
             f"{checkpoint} has learnt for {state['step']} steps already, more than {stage.name}.num_steps "
             f"{told['num_steps']}. Raise it, or remove {checkpoint.parent} to begin anew."
         )
+    before = state.get("config", told)  # which the first checkpoints did not say
     for name in sorted(told.keys() - _MAY_CHANGE):
-        if state["config"].get(name) != told[name]:
+        if before.get(name) != told[name]:
             raise CheckpointError(
-                f"{checkpoint} was made with {stage.name}.{name} {state['config'].get(name)}, not "
-                f"{told[name]}. Set it back, or remove {checkpoint.parent} to begin anew."
+                f"{checkpoint} was made with {stage.name}.{name} {before.get(name)}, not {told[name]}. "
+                f"Set it back, or remove {checkpoint.parent} to begin anew."
             )
     for name, fingerprint in stage.made_of.items():
         if state["made_of"].get(name) != fingerprint:
             raise CheckpointError(
-                f"{checkpoint} learnt from another {name} than there is now. Remove "
-                f"{checkpoint.parent} to begin the stage {stage.name} anew."
+                f"{checkpoint} did not learn from today's {name}. Remove {checkpoint.parent} to begin the "
+                f"stage {stage.name} anew."
             )
 
 
 def run_stage(
-    stage: Stage, folder: Path, *, max_minutes: float | None = None
+    stage: Stage, folder: Path, *, deadline: float = math.inf
 ) -> Generator[int, None, bool]:
     """Train `stage` to its last step, resuming what `folder` holds; yields each step done.
 
     Returns whether it is finished.
 
-    Stops early, with a checkpoint, after `max_minutes`, and at Ctrl-C or SIGTERM, which end the program.
-    On the way out the modules hold the moving average of the weights; finished ones are saved.
+    Stops early, with a checkpoint, when `time.monotonic()` is past `deadline`, and at Ctrl-C or SIGTERM,
+    which end the program. On the way out the modules hold the moving average of the weights; finished ones
+    are saved.
 
     Raises `CheckpointError` where `folder` holds a checkpoint that learnt from something else, or with other
-    settings than the number of steps and what is written on the way.
+    settings than the number of steps and what is written on the way; `ConfigError` where the loss is no
+    finite number any more, before it reaches a weight.
     """
-    started, config = time.monotonic(), stage.config
+    config = stage.config
     told = config.model_dump(mode="json")
     parameters = list(stage.modules.parameters())
     optimizer = build_adamw(
@@ -147,7 +154,10 @@ def run_stage(
         _check_origin(stage, state, checkpoint)
         stage.modules.load_state_dict(without_prefix("weights", tensors))
         load_optimizer_tensors(optimizer, without_prefix("optimizer", tensors))
-        average.averages = [tensors[f"ema/{index}"] for index in range(len(parameters))]
+        average.averages = [
+            tensors[f"ema/{index}"].to(parameter.device)
+            for index, parameter in enumerate(parameters)
+        ]
         step = saved = average.num_updates = int(state["step"])
 
     def save() -> None:
@@ -163,15 +173,13 @@ def run_stage(
         )
 
     folder.mkdir(parents=True, exist_ok=True)
-    log = (folder / "losses.csv").open("a")
-    recent: dict[str, float] = {}
+    log, recent = LossLog(folder / "losses.csv", step=step), dict[str, float]()
     with (
-        log,
         tqdm(total=config.num_steps, initial=step, desc=stage.name, mininterval=5) as progress,
         interruptible() as interrupted,
     ):
         while step < config.num_steps and not interrupted():
-            if max_minutes is not None and time.monotonic() - started > 60 * max_minutes:
+            if time.monotonic() >= deadline:
                 break
             factor = learning_rate_factor(
                 step,
@@ -181,19 +189,23 @@ def run_stage(
             )
             set_learning_rate(optimizer, factor)
             losses = stage.loss(generator_for(config.seed, stage.name, step))
+            values = {name: value.item() for name, value in losses.items()}
+            if not math.isfinite(values["loss"]):
+                raise ConfigError(
+                    f"The loss of the stage {stage.name} is {values['loss']} at step {step + 1}. Remove "
+                    f"{folder} and begin anew with a lower {stage.name}.learning_rate."
+                )
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             average.update(parameters)
             step += 1
-            for name, value in losses.items():
-                recent[name] = 0.98 * recent.get(name, value.item()) + 0.02 * value.item()
+            for name, number in values.items():
+                recent[name] = 0.98 * recent.get(name, number) + 0.02 * number
             if step % 50 == 0:
-                progress.set_postfix({name: f"{value:.4f}" for name, value in recent.items()})
-                values = ",".join(f"{name}={value:.5f}" for name, value in recent.items())
-                log.write(f"{step},{time.monotonic() - started:.0f},{values}\n")
-                log.flush()
+                progress.set_postfix({name: f"{mean:.4f}" for name, mean in recent.items()})
+                log.write(step, recent)
             if step % config.checkpoint_every == 0:
                 save()
             if step % config.sample_every == 0:
@@ -219,6 +231,17 @@ def to_uint8(pixel_values: Tensor) -> np.ndarray:
     """Pixels [B, 3, H, W] in [-1, 1] as bytes [B, H, W, 3]."""
     scaled = pixel_values.float().clamp(-1, 1).add(1).mul(127.5).round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def save_nearest(pixel_values: Tensor, embeds: Tensor, path: Path) -> None:
+    """One PNG: the first twelve of the pictures [N, 3, H, W], below each the five nearest others by `embeds`.
+
+    `embeds` are [N, D], of any length.
+    """
+    unit = F.normalize(embeds.cpu(), dim=-1)
+    similarity = (unit @ unit.T).fill_diagonal_(2.0)
+    nearest = similarity[:12].topk(6).indices
+    save_rows([to_uint8(pixel_values[row]) for row in nearest.T], path)
 
 
 def save_rows(rows: list[np.ndarray], path: Path) -> None:

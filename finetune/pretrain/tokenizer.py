@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, models, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 MAX_TOKENS = 24
-"""Length of an encoded prompt, start and end tokens included."""
+"""Length of an encoded prompt, start and end tokens included: just the longest caption of the world."""
 
 
 def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
@@ -22,17 +24,20 @@ def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     backend = template.backend_tokenizer
     trainee = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     trainee.normalizer, trainee.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    # The trainer breaks ties by the order in which it met letters, which differs from run to run; told of all
+    # beforehand, it does not.
     trainer = trainers.BpeTrainer(
-        vocab_size=1 << 16, min_frequency=0, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=1 << 16,
+        min_frequency=0,
+        end_of_word_suffix="</w>",
+        special_tokens=letters,
+        show_progress=False,
     )
     trainee.train_from_iterator([" ".join(words)], trainer)
-    import json
-
     merges = [tuple(pair) for pair in json.loads(trainee.to_str())["model"]["merges"]]
-    from tokenizers import pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(m) for m in merges)]
+    names = [*letters, *("".join(pair) for pair in merges)]
     names = list(dict.fromkeys([*names, "<|startoftext|>", "<|endoftext|>"]))
     tokenizer = CLIPTokenizer(
         vocab={name: index for index, name in enumerate(names)},
@@ -44,3 +49,11 @@ def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
         if len(pieces) != 1:
             raise ValueError(f"'{word}' became {len(pieces)} tokens {pieces}, not one.")
     return tokenizer
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Token ids of `texts`, padded to the tokenizer's length, [N, tokens]."""
+    ids: Tensor = tokenizer(
+        texts, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
