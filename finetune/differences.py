@@ -11,7 +11,8 @@ import numpy as np
 
 from finetune.planning import settle
 from finetune.scores import SCORES, score_info
-from finetune.statistics import Interval, difference, interval, overlapping, share_interval
+from finetune.shares import share_difference, share_interval
+from finetune.statistics import Interval, difference, interval, overlapping
 from finetune.tables import Table, paired
 
 Tables = Mapping[str, Mapping[str, Table]]
@@ -21,6 +22,7 @@ Conclusion = Literal["higher", "lower", "cannot tell"]
 CONCLUSIONS: Mapping[int, Conclusion] = {1: "higher", -1: "lower", 0: "cannot tell"}
 LEVEL = 0.95
 """Of every interval, and of the intervals of all pairs of rows together."""
+TOO_RARE = "They differ in too few subjects or prompts; more of these would settle it."
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,13 @@ def difference_of(
     """`row` minus `other` in the score `key`, at the level that makes `num_pairs` hold together."""
     level = 1 - (1 - LEVEL) / num_pairs
     mine, theirs = tables[row][key], tables[other][key]
-    found = difference(mine, theirs, level=level)
-    needed = None if found.sign else _needed(found, paired(mine, theirs), level)
+    of_share = score_info(key).id == "copy_share"
+    found = (share_difference if of_share else difference)(mine, theirs, level=level)
+    needed = None
+    if not found.sign:
+        # Advice is from the scatter seen; where that settles it already, it is hardly seen.
+        hardly_seen = of_share and difference(mine, theirs, level=level).sign != 0
+        needed = TOO_RARE if hardly_seen else _needed(found, paired(mine, theirs), level)
     return PairDifference(key, row, other, found, CONCLUSIONS[found.sign], needed)
 
 

@@ -8,7 +8,8 @@ import pytest
 from finetune.differences import LEVEL, pair_differences, score_keys, summarise
 from finetune.planning import settle
 from finetune.scores import SCORES
-from finetune.statistics import difference, share_interval
+from finetune.shares import share_interval
+from finetune.statistics import difference
 from finetune.tables import Table, paired
 from finetune.verdict import Finding, References, number, verdict
 
