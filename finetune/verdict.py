@@ -24,6 +24,7 @@ from finetune.differences import (
 from finetune.scores import score_info
 from finetune.statistics import Interval, difference
 from finetune.tables import Table
+from finetune.wording import decimal, listing
 
 Question = Literal["subject", "prompt", "class"]
 
@@ -91,12 +92,6 @@ def verdict(
     return Verdict(tuple(findings), tuple(_remarks(tables, rows, chosen, references)))
 
 
-def number(value: float) -> str:
-    """Three decimals with a true minus; never -0."""
-    text = f"{value:.3f}"
-    return text.replace("-", "−") if float(text) else text.lstrip("-")
-
-
 def quoted(row: str) -> str:
     """A row's name as it stands in a sentence: in quotes unless it is one word."""
     return row if re.fullmatch(r"[\w.-]+", row) else f"“{row}”"
@@ -106,13 +101,9 @@ def _amount(found: Interval, *, sign: int = 1) -> str:
     """ "0.050 (0.020 to 0.080)", of the mean times `sign`."""
     assert found.mean is not None
     if found.low is None or found.high is None:
-        return f"{number(sign * found.mean)} (no interval)"
+        return f"{decimal(sign * found.mean)} (no interval)"
     low, high = sorted((sign * found.low, sign * found.high))
-    return f"{number(sign * found.mean)} ({number(low)} to {number(high)})"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f"{decimal(sign * found.mean)} ({decimal(low)} to {decimal(high)})"
 
 
 def _finding(
@@ -143,9 +134,9 @@ def _frame(key: str, references: References) -> str:
     if score_info(key).id != "drift" and key in references.frozen_base:
         floor = summarise(key, references.frozen_base[key]).mean
         if floor is not None:
-            parts.append(f"the frozen base has {number(floor)}")
+            parts.append(f"the frozen base has {decimal(floor)}")
     if key in references.real_similarity:
-        parts.append(f"real photos among themselves {number(references.real_similarity[key])}")
+        parts.append(f"real photos among themselves {decimal(references.real_similarity[key])}")
     return f"; {', '.join(parts)}" if parts else ""
 
 
@@ -155,7 +146,7 @@ def _lead(standing: Standing, did: str) -> str:
     gap = _amount(standing.against[second].interval, sign=standing.sign)
     return (
         f"{quoted(best)} {did}: {score_info(standing.key).title.lower()} "
-        f"{number(standing.means[best])}, {gap} {way} {quoted(second)}, the next"
+        f"{decimal(standing.means[best])}, {gap} {way} {quoted(second)}, the next"
         f"{_where(standing, second)}"
     )
 
@@ -173,7 +164,7 @@ def _draw(standing: Standing, did: str, frame: str) -> str:
     nearest, title = standing.against[second], score_info(standing.key).title.lower()
 
     def named(rows: Sequence[str]) -> str:
-        return _listed([f"{quoted(row)} ({number(standing.means[row])})" for row in rows])
+        return listing([f"{quoted(row)} ({decimal(standing.means[row])})" for row in rows])
 
     text = f"Which row {did} cannot be told: "
     if nearest.interval.mean is None:
@@ -199,7 +190,7 @@ def _remarks(
     """What qualifies the three sentences."""
     lost = [row for row in rows if not any(measured(tables, [row], k) for k in tables.get(row, {}))]
     if lost:
-        yield f"Without any score, and left out: {_listed([quoted(row) for row in lost])}."
+        yield f"Without any score, and left out: {listing([quoted(row) for row in lost])}."
     key = chosen.get("subject_fidelity")
     held = measured(tables, rows, key) if key else []
     if key and held:
@@ -213,7 +204,7 @@ def _remarks(
     for id, direction, words in AGAINST_BASE:
         amounts = _against_base(tables, rows, chosen.get(id, ""), references, direction)
         if amounts:
-            yield f"{words}: {_listed(amounts)}."
+            yield f"{words}: {listing(amounts)}."
 
 
 def _copies(
@@ -227,7 +218,7 @@ def _copies(
         if low is not None and ceiling is not None and low > ceiling:
             yield (
                 f"{quoted(row)} is nearer to the photos than they are to each other "
-                f"({number(low)} at least, against {number(ceiling)}): look for copies."
+                f"({decimal(low)} at least, against {decimal(ceiling)}): look for copies."
             )
     for row in measured(tables, rows, share):
         copies = summarise(share, tables[row][share]).mean or 0.0

@@ -11,7 +11,8 @@ from finetune.scores import SCORES
 from finetune.shares import share_interval
 from finetune.statistics import difference
 from finetune.tables import Table, paired
-from finetune.verdict import Finding, References, number, verdict
+from finetune.verdict import Finding, References, verdict
+from finetune.wording import decimal
 
 SUBJECT, PROMPT, DRIFT = "subject_fidelity/e", "prompt_fidelity/t", "drift/e"
 SHAPE = (1, 1, 8, 4)
@@ -83,7 +84,7 @@ def test_what_cannot_be_told_says_so_and_what_would_settle_it() -> None:
     assert gap.low is not None
     assert found.text.startswith(
         "Which row kept the subject best cannot be told: one (0.600) is ahead of two (0.595) by "
-        f"0.005 ({number(gap.low)} to {gap.high:.3f}) in subject fidelity; far (0.300) is clearly behind."
+        f"0.005 ({decimal(gap.low)} to {gap.high:.3f}) in subject fidelity; far (0.300) is clearly behind."
     )
     advice = settle(paired(tables["one"][SUBJECT], tables["two"][SUBJECT]), level=level)
     assert advice is not None
@@ -270,7 +271,3 @@ def test_any_comparison_gets_three_sentences(pictures: int) -> None:
         found = verdict(tables, list(tables))
         assert len(found.findings) == 3
         assert all(f.text.endswith(".") and "nan" not in f.text for f in found.findings)
-
-
-def test_numbers_have_a_true_minus_and_no_negative_zero() -> None:
-    assert [number(v) for v in (-0.0001, 0.12345, -0.5)] == ["0.000", "0.123", "−0.500"]

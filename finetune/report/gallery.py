@@ -8,9 +8,9 @@ from typing import Final
 
 from data_prep.captions import fill_template
 from data_prep.errors import DataError
-from finetune.report.numbers import decimal, plural
 from finetune.report.pictures import Missing, Picture, PictureBook
 from finetune.results import FROZEN_BASE, Cell, CurvePoint, Prompt, Results, Role, Row, Subject
+from finetune.wording import decimal, plural
 
 ROLES: Final[dict[Role, str]] = {
     "test": "about the subject",

@@ -21,6 +21,7 @@ from finetune.files import write_text
 from finetune.report import charts, gallery, numbers, tables
 from finetune.report.pictures import PictureBook
 from finetune.results import FROZEN_BASE, Results
+from finetune.wording import NOTHING, decimal, plural
 
 REPORT: Final = "report.html"
 MAX_BYTES: Final = 15_000_000
@@ -58,9 +59,8 @@ def render(results: Results, folder: Path, *, max_bytes: int = MAX_BYTES) -> str
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "decimal": numbers.decimal,
-        "plural": numbers.plural,
-        "listing": numbers.listing,
+        "decimal": decimal,
+        "plural": plural,
         "yaml": _yaml,
     }
     galleries = gallery.galleries(results, book)
@@ -90,7 +90,7 @@ def render(results: Results, folder: Path, *, max_bytes: int = MAX_BYTES) -> str
         failures=tables.failures(results),
         judged={finding.score for finding in results.verdict},
         frozen_base=FROZEN_BASE,
-        nothing=numbers.NOTHING,
+        nothing=NOTHING,
         same_noise=same_noise(results),
     )
 
@@ -103,12 +103,12 @@ def facts(results: Results) -> list[str]:
     num_prompts = (
         f"{min(prompts)} to {max(prompts)}" if len(set(prompts)) > 1 else str(*set(prompts))
     )
-    each = numbers.plural(results.num_images, "picture")
+    each = plural(results.num_images, "picture")
     found = [
-        numbers.plural(len(compared), noun),
-        numbers.plural(len(results.subjects), "subject"),
+        plural(len(compared), noun),
+        plural(len(results.subjects), "subject"),
         f"{num_prompts} {'prompt' if num_prompts == '1' else 'prompts'}, {each} each",
-        numbers.plural(len(results.seeds), "training seed"),
+        plural(len(results.seeds), "training seed"),
     ]
     if results.base is not None:
         found.append(f"base {results.base.source}")

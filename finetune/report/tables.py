@@ -6,17 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from finetune.report.numbers import (
-    NOTHING,
-    Whisker,
-    count,
-    decimal,
-    interval,
-    seconds,
-    size,
-    whiskers,
-)
+from finetune.report.numbers import Whisker, count, interval, seconds, size, whiskers
 from finetune.results import REFERENCE_ROWS, Cell, Difference, Estimate, Results, ScoreInfo
+from finetune.wording import NOTHING, decimal
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,7 @@ from finetune.report import charts, tables
 from finetune.report.numbers import (
     Whisker,
     count,
-    decimal,
     interval,
-    listing,
-    plural,
     seconds,
     size,
     whiskers,
@@ -24,22 +21,6 @@ from finetune.results import REAL_PHOTOS, Cell, Costs, Difference, Estimate, Res
 
 Make = Callable[[Wanted], Results]
 MINUS = "\N{MINUS SIGN}"
-
-
-@pytest.mark.parametrize(
-    ("value", "signed", "text"),
-    [
-        (None, False, "–"),
-        (0.12345, False, "0.123"),
-        (-0.12345, False, f"{MINUS}0.123"),
-        (0.12345, True, "+0.123"),
-        (-0.0001, True, "0.000"),
-        (0.0, True, "0.000"),
-        (1.0, False, "1.000"),
-    ],
-)
-def test_decimals(value: float | None, signed: bool, text: str) -> None:
-    assert decimal(value, signed=signed) == text
 
 
 def test_intervals_are_written_whole_or_not_at_all() -> None:
@@ -68,12 +49,10 @@ def test_durations(value: float | None, text: str) -> None:
     assert seconds(value) == text
 
 
-def test_counts_sizes_and_lists() -> None:
+def test_counts_and_sizes() -> None:
     assert count(797_184) == "797\N{NARROW NO-BREAK SPACE}184"
     assert (count(None), count(12)) == ("–", "12")
     assert (size(None), size(3_190_000), size(512)) == ("–", "3.2 MB", "512 bytes")
-    assert [listing(["a", "b", "c"][:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
-    assert (plural(1, "prompt"), plural(0, "prompt")) == ("1 prompt", "0 prompts")
 
 
 def test_whiskers_share_one_scale() -> None:
