@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -45,10 +45,18 @@ def summarise(key: str, table: Table, *, real_photos: bool = False) -> Interval:
     `real_photos`: the table is [subject, 1, 1, photo] of photos' similarities with the others.
     """
     if real_photos:
-        return overlapping(table, level=LEVEL)
+        return within_bounds(key, overlapping(table, level=LEVEL))
     if score_info(key).id == "copy_share":
         return share_interval(table, level=LEVEL)
-    return interval(table, level=LEVEL)
+    return within_bounds(key, interval(table, level=LEVEL))
+
+
+def within_bounds(key: str, found: Interval) -> Interval:
+    """A mean's interval, cut where its score ends: no drift is below 0, so that costs no coverage."""
+    if found.low is None or found.high is None:
+        return found
+    least, most = score_info(key).bounds
+    return replace(found, low=max(found.low, least), high=min(found.high, most))
 
 
 def measured(tables: Tables, rows: Sequence[str], key: str) -> list[str]:

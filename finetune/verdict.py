@@ -2,7 +2,8 @@
 
 Deterministic: the same tables give the same sentences. A row leads only if its difference to every other row
 leaves out zero, at a level that holds for all pairs together; else the sentence says what would settle it.
-The question about the class asks drift, since a ruined class is unlike the subject too.
+Where training itself is not repeated, a lead is one of the runs at hand and says so. The question about the
+class asks its drift, since a ruined class is unlike the subject too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from finetune.differences import (
 )
 from finetune.scores import score_info
 from finetune.statistics import Interval, difference
-from finetune.tables import Table
+from finetune.tables import Table, design_of, paired
 from finetune.wording import decimal, listing
 
 Question = Literal["subject", "prompt", "class"]
@@ -31,7 +32,7 @@ Question = Literal["subject", "prompt", "class"]
 QUESTIONS: dict[Question, tuple[str, str]] = {
     "subject": ("subject_fidelity", "kept the subject best"),
     "prompt": ("prompt_fidelity", "obeyed the prompt best"),
-    "class": ("drift", "left the class most alone"),
+    "class": ("class_drift", "left the class most alone"),
 }
 """Question -> id of the score that answers it, what the best row did."""
 NOTABLE_COPIES = 0.05
@@ -48,6 +49,8 @@ class Finding:
     text: str
     leaders: tuple[str, ...]
     """One row, or those that cannot be told from the best."""
+    scope: str = ""
+    """What a lead is limited to where training is not repeated: "1 subject, 1 training run"."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,9 @@ def _finding(
         amount = _amount(summarise(key, tables[row][key]))
         return Finding(question, key, f"{title} of {quoted(row)}: {amount}{frame}.", (row,))
     if not standing.tied:
-        return Finding(question, key, f"{_lead(standing, did)}{frame}.", standing.ranked[:1])
+        scope = _scope(key, tables, standing.ranked)
+        text = f"{_lead(standing, did, scope)}{frame}."
+        return Finding(question, key, text, standing.ranked[:1], scope)
     leaders = (standing.ranked[0], *standing.tied)
     return Finding(question, key, _draw(standing, did, frame), leaders)
 
@@ -131,7 +136,7 @@ def _finding(
 def _frame(key: str, references: References) -> str:
     """Floor and ceiling, where they are known."""
     parts = []
-    if score_info(key).id != "drift" and key in references.frozen_base:
+    if score_info(key).id != "class_drift" and key in references.frozen_base:
         floor = summarise(key, references.frozen_base[key]).mean
         if floor is not None:
             parts.append(f"the frozen base has {decimal(floor)}")
@@ -140,12 +145,18 @@ def _frame(key: str, references: References) -> str:
     return f"; {', '.join(parts)}" if parts else ""
 
 
-def _lead(standing: Standing, did: str) -> str:
+def _scope(key: str, tables: Tables, ranked: Sequence[str]) -> str:
+    design = design_of(paired(*(tables[row][key] for row in ranked[:2])))
+    return "" if design is None else design.scope()
+
+
+def _lead(standing: Standing, did: str, scope: str) -> str:
     best, second = standing.ranked[:2]
     way = "above" if standing.sign > 0 else "below"
     gap = _amount(standing.against[second].interval, sign=standing.sign)
+    here = f" here ({scope})" if scope else ""
     return (
-        f"{quoted(best)} {did}: {score_info(standing.key).title.lower()} "
+        f"{quoted(best)} {did}{here}: {score_info(standing.key).title.lower()} "
         f"{decimal(standing.means[best])}, {gap} {way} {quoted(second)}, the next"
         f"{_where(standing, second)}"
     )
@@ -173,7 +184,11 @@ def _draw(standing: Standing, did: str, frame: str) -> str:
         text += f"{named((best, second))} are equal in {title}"
     else:
         gap = _amount(nearest.interval, sign=standing.sign)
-        text += f"{named([best])} is ahead of {named([second])} by {gap} in {title}"
+        if standing.sign > 0:
+            text += f"{named([best])} is ahead of {named([second])} in {title}"
+        else:
+            text += f"{named([best])} has less {title} than {named([second])}"
+        text += f", by {gap}"
         text += _where(standing, second)
     if standing.tied[1:]:
         text += f"; {named(standing.tied[1:])} may be as good"
@@ -194,7 +209,10 @@ def _remarks(
     key = chosen.get("subject_fidelity")
     held = measured(tables, rows, key) if key else []
     if key and held:
-        yield f"The intervals speak of {summarise(key, tables[held[0]][key]).speaks_of}."
+        design = design_of(tables[held[0]][key])
+        assert design is not None
+        runs = "" if design.rows_vary else RUNS_ONLY.format(needed=design.seeds_needed)
+        yield f"The intervals speak of {design.speaks_of()}{runs}."
     if len(held) > 2:
         pairs = len(held) * (len(held) - 1) // 2
         yield f"Intervals of differences hold for all {pairs} pairs of rows at once, with 95 %."
@@ -226,6 +244,10 @@ def _copies(
             yield f"{copies:.0%} of the pictures of {quoted(row)} pass for copies of a training photo."
 
 
+RUNS_ONLY = (
+    ": what another training run would change is in none of them. To speak of the methods takes {needed} "
+    "training seeds, or 3 subjects"
+)
 AGAINST_BASE = (
     ("subject_fidelity", 0, "Cannot be told from the frozen base in subject fidelity"),
     ("prompt_fidelity", -1, "Obey prompts less than the frozen base"),

@@ -87,6 +87,7 @@ def render(results: Results, folder: Path, *, max_bytes: int = MAX_BYTES) -> str
         others=tables.score_table(results, [s for s in results.scores if not s.headline]),
         differences=tables.difference_tables(results),
         costs=tables.costs(results),
+        trials=tables.trials(results),
         failures=tables.failures(results),
         judged={finding.score for finding in results.verdict},
         frozen_base=FROZEN_BASE,

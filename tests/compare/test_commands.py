@@ -74,7 +74,7 @@ def test_a_comparison_its_continuation_its_merge_and_scores_of_its_pictures(
     (theirs,) = read_results(tmp_path / "scored").cells_of("pictures")
     (ours,) = own.cells_of("low")
     assert theirs.scores == ours.scores
-    assert "drift/clay-clip" in scored.stdout
+    assert "class_drift/clay-clip" in scored.stdout
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing_behind(config: Path, tmp_path: Path) -> None:
