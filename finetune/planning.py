@@ -38,8 +38,8 @@ class Settle:
     """Per prompt."""
     thought_of: tuple[str, ...]
     """What there could be more of without a change in what the interval speaks of."""
-    seeds_needed: int
-    """From so many training seeds on it would speak of the methods; 0 where it does."""
+    of_runs_alone: bool
+    """Whether it would be settled for the training runs at hand alone: none of them is repeated."""
 
     def in_words(self) -> str:
         """A sentence about what to do."""
@@ -53,13 +53,9 @@ class Settle:
             return (
                 f"The gap is too small for more {listing(self.thought_of, last='or')} to settle it."
             )
-        if not self.seeds_needed:
-            return (
-                f"About {listing(parts, last='or')} would settle it, if the gap is what it seems."
-            )
+        here = " for these training runs" if self.of_runs_alone else ""
         return (
-            f"About {listing(parts, last='or')} would settle it for these training runs, if the gap is what "
-            f"it seems; to speak of the methods takes {self.seeds_needed} training seeds."
+            f"About {listing(parts, last='or')} would settle it{here}, if the gap is what it seems."
         )
 
 
@@ -177,5 +173,5 @@ def settle(differences: Table, *, level: float = 0.95) -> Settle | None:
         now = num_rows / num_blocks
         more_rows = _fewest(MOST[row_kind], now, lambda n: told(n, rows=num_blocks), wanted)
     return Settle(
-        row_kind, more_rows, more_prompts, more_pictures, tuple(thought_of), design.seeds_needed
+        row_kind, more_rows, more_prompts, more_pictures, tuple(thought_of), not design.rows_vary
     )

@@ -111,15 +111,14 @@ def test_what_is_no_sample_is_not_asked_for() -> None:
     assert advice is not None
     assert advice.more_rows is None
     assert advice.in_words().endswith(
-        "for these training runs, if the gap is what it seems; "
-        "to speak of the methods takes 3 training seeds."
+        "would settle it for these training runs, if the gap is what it seems."
     )
     seeds = settle(centred(1, 4, 2, 4, mean=0.3))
     assert seeds is not None
     assert seeds.row_kind == "training seeds"
     assert seeds.more_prompts is None
     assert "these training runs" not in seeds.in_words()
-    assert settle(centred(2, 1, 5, 4, mean=0.3)).seeds_needed == 2
+    assert settle(centred(2, 1, 5, 4, mean=0.3)).of_runs_alone
     hopeless = settle(centred(4, 1, 5, 4, mean=1e-9))
     assert hopeless.in_words() == (
         "The gap is too small for more pictures per prompt, prompts or subjects to settle it."

@@ -10,12 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from finetune.files import write_text
 from finetune.report import charts, gallery, numbers, tables
@@ -62,6 +63,7 @@ def render(results: Results, folder: Path, *, max_bytes: int = MAX_BYTES) -> str
         "decimal": decimal,
         "plural": plural,
         "yaml": _yaml,
+        "breakable": breakable,
     }
     galleries = gallery.galleries(results, book)
     num_variants = max((len(shown.variants) for shown in galleries), default=0)
@@ -138,6 +140,14 @@ def _svg(drawn: list[tuple[str, str]]) -> list[tuple[str, Markup]]:
 def _yaml(values: Any) -> str:
     plain = json.loads(json.dumps(values, default=str))
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def breakable(name: str) -> Markup:
+    """`name`, escaped, that may go on in the next line after an underscore or a slash."""
+    return Markup("").join(
+        part + Markup("<wbr>") if part in "_/" else escape(part)
+        for part in re.split("([_/])", name)
+    )
 
 
 def _variant_rules(num_variants: int) -> str:

@@ -375,6 +375,7 @@ def test_masks_make_a_score_of_their_own_and_artifacts_need_not_be_kept(
     given = values(data={"photos": str(photos)}, keep_artifacts=False)
     del given["methods"]["high"]
     results = run_comparison(given)
+    assert results.title == "1 way to learn photos"
     assert [photo.masked for photo in results.subjects[0].photos] == [True, False, False]
     (cell,) = results.cells_of("low")
     encoder = clay_scorers.prompt

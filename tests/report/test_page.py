@@ -16,7 +16,7 @@ from PIL import Image
 from report_results import ENCODER, NASTY, Wanted, results_in
 
 from finetune.report import write_page
-from finetune.report.page import render, same_noise
+from finetune.report.page import breakable, render, same_noise
 from finetune.results import Results
 
 Make = Callable[[Wanted], Results]
@@ -44,7 +44,7 @@ CASES = {
     ),
     "many rows": Wanted(methods=[f"lora, rank {2**i}" for i in range(10)], num_images=1),
 }
-VOID = {"meta", "img", "br", "col", "input", "link", "hr", "source"}
+VOID = {"meta", "img", "br", "wbr", "col", "input", "link", "hr", "source"}
 
 
 @dataclass
@@ -380,3 +380,7 @@ def test_noise_is_called_the_same_only_where_it_is(plain: tuple[Results, Element
             for cell in results.cells
         )
         assert not same_noise(results.model_copy(update={"cells": cells}))
+
+
+def test_names_of_rows_may_go_on_in_the_next_line_and_stay_text() -> None:
+    assert breakable("textual_inversion/<i>") == "textual_<wbr>inversion/<wbr>&lt;i&gt;"
