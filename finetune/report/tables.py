@@ -225,7 +225,9 @@ def _trials(results: Results, row: Row) -> Trials:
     scores = curve_keys(results, (key for trial in row.trials for key in trial.scores))
     lines = []
     for number, trial in enumerate(row.trials):
-        settings = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
+        settings = ", ".join(
+            f"{name.rpartition('.')[2]} {value:g}" for name, value in trial.settings.items()
+        )
         numbers = tuple(decimal(trial.scores.get(key)) for key, _, _ in scores)
         chosen = number == row.chosen_trial
         lines.append((settings, numbers, _outcome(trial, chosen=chosen), chosen))

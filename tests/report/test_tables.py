@@ -206,7 +206,7 @@ def test_trials_show_what_judged_them_and_that_the_chosen_one_broke_limits(
             "copy/dino-s16": 0.9,
         }
         return Trial(
-            settings={"method.learning_rate": rate},
+            settings={"method.learning_rate": 3.0 * rate, "training.num_steps": 200},
             status="finished",
             scores=scores,
             allowed=allowed,
@@ -230,7 +230,7 @@ def test_trials_show_what_judged_them_and_that_the_chosen_one_broke_limits(
         "Drift from the frozen base ↓",
     )
     assert found.lines[0] == (
-        "method.learning_rate 0.0001",
+        "learning_rate 0.0003, num_steps 200",
         ("0.500", "0.300", "0.250"),
         "chosen, though outside the limits",
         True,
