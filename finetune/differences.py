@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from finetune.planning import settle
 from finetune.scores import SCORES, score_info
-from finetune.statistics import Interval, difference, interval, overlapping, share_interval
+from finetune.shares import share_difference, share_interval
+from finetune.statistics import Interval, difference, interval, overlapping
 from finetune.tables import Table, paired
 
 Tables = Mapping[str, Mapping[str, Table]]
@@ -21,6 +22,7 @@ Conclusion = Literal["higher", "lower", "cannot tell"]
 CONCLUSIONS: Mapping[int, Conclusion] = {1: "higher", -1: "lower", 0: "cannot tell"}
 LEVEL = 0.95
 """Of every interval, and of the intervals of all pairs of rows together."""
+TOO_RARE = "They differ in too few subjects or prompts; more of these would settle it."
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,18 @@ def summarise(key: str, table: Table, *, real_photos: bool = False) -> Interval:
     `real_photos`: the table is [subject, 1, 1, photo] of photos' similarities with the others.
     """
     if real_photos:
-        return overlapping(table, level=LEVEL)
+        return within_bounds(key, overlapping(table, level=LEVEL))
     if score_info(key).id == "copy_share":
         return share_interval(table, level=LEVEL)
-    return interval(table, level=LEVEL)
+    return within_bounds(key, interval(table, level=LEVEL))
+
+
+def within_bounds(key: str, found: Interval) -> Interval:
+    """A mean's interval, cut where its score ends: no drift is below 0, so that costs no coverage."""
+    if found.low is None or found.high is None:
+        return found
+    least, most = score_info(key).bounds
+    return replace(found, low=max(found.low, least), high=min(found.high, most))
 
 
 def measured(tables: Tables, rows: Sequence[str], key: str) -> list[str]:
@@ -68,8 +78,13 @@ def difference_of(
     """`row` minus `other` in the score `key`, at the level that makes `num_pairs` hold together."""
     level = 1 - (1 - LEVEL) / num_pairs
     mine, theirs = tables[row][key], tables[other][key]
-    found = difference(mine, theirs, level=level)
-    needed = None if found.sign else _needed(found, paired(mine, theirs), level)
+    of_share = score_info(key).id == "copy_share"
+    found = (share_difference if of_share else difference)(mine, theirs, level=level)
+    needed = None
+    if not found.sign:
+        # Advice is from the scatter seen; where that settles it already, it is hardly seen.
+        hardly_seen = of_share and difference(mine, theirs, level=level).sign != 0
+        needed = TOO_RARE if hardly_seen else _needed(found, paired(mine, theirs), level)
     return PairDifference(key, row, other, found, CONCLUSIONS[found.sign], needed)
 
 

@@ -15,6 +15,7 @@ from scipy import special
 
 from finetune.statistics import cell_square, is_seen, mean_variance, prompt_square, row_square
 from finetune.tables import Design, Table, design_of
+from finetune.wording import listing
 
 MOST = {"subjects": 100, "training seeds": 20, "prompts": 100, "pictures": 64}
 """No more than so many, in all, are ever asked for."""
@@ -35,6 +36,10 @@ class Settle:
     more_prompts: int | None
     more_pictures: int | None
     """Per prompt."""
+    thought_of: tuple[str, ...]
+    """What there could be more of without a change in what the interval speaks of."""
+    of_runs_alone: bool
+    """Whether it would be settled for the training runs at hand alone: none of them is repeated."""
 
     def in_words(self) -> str:
         """A sentence about what to do."""
@@ -45,8 +50,13 @@ class Settle:
         ]
         parts = [f"{n} more {one if n == 1 else many}" for n, one, many in asked if n is not None]
         if not parts:
-            return "The gap is too small for more pictures, prompts or subjects within reach to settle it."
-        return f"About {' or '.join(parts)} would settle it, if the gap is what it seems."
+            return (
+                f"The gap is too small for more {listing(self.thought_of, last='or')} to settle it."
+            )
+        here = " for these training runs" if self.of_runs_alone else ""
+        return (
+            f"About {listing(parts, last='or')} would settle it{here}, if the gap is what it seems."
+        )
 
 
 @dataclass(frozen=True)
@@ -148,14 +158,20 @@ def settle(differences: Table, *, level: float = 0.95) -> Settle | None:
 
     row_kind = "subjects" if design.rows_are_subjects else "training seeds"
     more_rows = more_prompts = more_pictures = None
-    if design.rows_vary:
-        now = num_rows / num_blocks
-        more_rows = _fewest(MOST[row_kind], now, lambda n: told(n, rows=num_blocks), wanted)
-    if design.prompts_vary:
-        more_prompts = _fewest(MOST["prompts"], num_prompts, lambda n: told(n, prompts=1), wanted)
+    thought_of = []
     if design.picture_freedom:
+        thought_of.append("pictures per prompt")
         per_run = design.runs_per_row
         more_pictures = _fewest(
             MOST["pictures"], per_cell / per_run, lambda n: told(n, pictures=per_run), wanted
         )
-    return Settle(row_kind, more_rows, more_prompts, more_pictures)
+    if design.prompts_vary:
+        thought_of.append("prompts")
+        more_prompts = _fewest(MOST["prompts"], num_prompts, lambda n: told(n, prompts=1), wanted)
+    if design.rows_vary:
+        thought_of.append(row_kind)
+        now = num_rows / num_blocks
+        more_rows = _fewest(MOST[row_kind], now, lambda n: told(n, rows=num_blocks), wanted)
+    return Settle(
+        row_kind, more_rows, more_prompts, more_pictures, tuple(thought_of), not design.rows_vary
+    )

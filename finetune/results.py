@@ -109,8 +109,8 @@ class ScoreInfo(Record):
     key: str
     """`id/encoder`; see `score_key`."""
     id: str
-    """`subject_fidelity`, `prompt_fidelity`, `class_leak`, `diversity`, `drift`, `copy`, `copy_share`,
-    `subject_fidelity_masked`."""
+    """`subject_fidelity`, `prompt_fidelity`, `class_leak`, `diversity`, `class_drift`, `other_drift`, `copy`,
+    `copy_share`, `subject_fidelity_masked`."""
     title: str
     short_title: str
     encoder: str
@@ -139,7 +139,7 @@ class CurvePoint(Record):
 
     step: int
     scores: dict[str, Number]
-    """Score key -> mean over this checkpoint's pictures."""
+    """Score key -> mean over this checkpoint's pictures; `drift` is over all prompts without the subject."""
     pictures: tuple[tuple[str, ...], ...]
     """Files, [validation prompt, picture]: the same seeds at every step."""
 
@@ -265,6 +265,8 @@ class Finding(Record):
     text: str
     leaders: tuple[str, ...]
     """One row, or those that cannot be told apart."""
+    scope: str = ""
+    """What a lead is limited to, such as "1 subject, 1 training run"; empty where it speaks of the method."""
 
 
 class Budget(Record):

@@ -19,14 +19,18 @@ from torch import Tensor
 
 from finetune.encoders import Encoder
 from finetune.errors import ArtifactError
+from finetune.results import Better, Role
 
 Values = NDArray[np.float64]
-Better = Literal["higher", "lower"]
-Role = Literal["test", "class", "unrelated"]
 
 DREAMBOOTH = "Ruiz et al. 2023, DreamBooth (arXiv 2208.12242)"
 TEXTUAL_INVERSION = "Gal et al. 2023, Textual Inversion (arXiv 2208.01618)"
+PEFT = "PEFT, method_comparison/image-gen (there halved)"
 COPYING = "Somepalli et al. 2023, Diffusion Art or Digital Forgery? (arXiv 2212.03860)"
+
+
+DISTANCE = (0.0, 2.0)
+"""Bounds of 1 - cosine."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class ScoreInfo:
     """Which encoder makes it."""
     definition: str
     papers: tuple[str, ...]
+    bounds: tuple[float, float] = (-1.0, 1.0)
+    """Least and largest value; intervals of its mean end there."""
 
 
 SCORES = {
@@ -102,17 +108,30 @@ SCORES = {
             "Mean of 1 - cosine over pairs of different pictures of one prompt: DIV with an encoder's "
             "distance in the place of LPIPS. One value per subject and prompt.",
             (f"{DREAMBOOTH}, §4.3",),
+            DISTANCE,
         ),
         ScoreInfo(
-            "drift",
-            "Drift from the frozen base",
-            "drift",
+            "class_drift",
+            "Drift of the class",
+            "class drift",
             "lower",
-            ("class", "unrelated"),
+            ("class",),
             "subject",
-            "1 - cosine of a picture with the frozen base's of the same prompt and noise, on prompts without "
-            "the subject: 0 where training changed nothing else.",
-            ("PEFT, method_comparison/image-gen (there halved)",),
+            "1 - cosine of a picture of the class prompt, without identifier, with the frozen base's of the "
+            "same noise: 0 where training left the class as it was.",
+            (PEFT,),
+            DISTANCE,
+        ),
+        ScoreInfo(
+            "other_drift",
+            "Drift of everything else",
+            "other drift",
+            "lower",
+            ("unrelated",),
+            "subject",
+            "The same on prompts about neither the subject nor its class.",
+            (PEFT,),
+            DISTANCE,
         ),
         ScoreInfo(
             "copy",
@@ -134,15 +153,37 @@ SCORES = {
             "Share of pictures whose nearest training photo is nearer than halfway from the most alike two "
             "photos of the subject to the very same picture.",
             (f"{COPYING}, §3",),
+            (0.0, 1.0),
         ),
     )
 }
 """Id -> score, in the order of tables and reports."""
+DRIFT = ScoreInfo(
+    "drift",
+    "Drift from the frozen base",
+    "drift",
+    "lower",
+    ("class", "unrelated"),
+    "subject",
+    "Along training both drifts are one number, over all validation prompts without the subject.",
+    (PEFT,),
+    DISTANCE,
+)
+CURVES = {
+    info.id: info
+    for info in (
+        SCORES["subject_fidelity"],
+        SCORES["prompt_fidelity"],
+        DRIFT,
+        SCORES["copy_share"],
+    )
+}
+"""Id -> score, of those that the checkpoint rule follows along training, in the order of reports."""
 
 
 def score_info(key: str) -> ScoreInfo:
-    """The score of a key `id` or `id/encoder`."""
-    return SCORES[key.partition("/")[0]]
+    """The score of a key `id` or `id/encoder`, of a table or a curve."""
+    return {**CURVES, **SCORES}[key.partition("/")[0]]
 
 
 @dataclass(frozen=True)
@@ -173,10 +214,9 @@ class Views:
     def __len__(self) -> int:
         return len(self.names)
 
-    def repeated(self, count: int) -> Views:
-        """Each one `count` times in turn: a prompt for each of its pictures."""
-        names = tuple(name for name in self.names for _ in range(count))
-        return Views(self.vectors.repeat_interleave(count, 0), names)
+    def part(self, start: int, end: int) -> Views:
+        """Those from `start` to before `end`."""
+        return Views(self.vectors[start:end], self.names[start:end])
 
 
 def embed_images(encoder: Encoder, images: Sequence[Image.Image], names: Sequence[str]) -> Views:
@@ -241,30 +281,13 @@ def copy(generated: Views, photos: Views) -> Values:
     return cosines(generated, photos).max(1)
 
 
-def by_prompt(values: Values, num_prompts: int) -> Values:
-    """[N] -> [prompts, pictures]: the pictures of a prompt stand together, and all have as many."""
-    if num_prompts < 1 or len(values) % num_prompts:
-        raise ValueError(f"{len(values)} values cannot be shared among {num_prompts} prompts")
-    return values.reshape(num_prompts, -1)
+def diversity(generated: Views) -> float:
+    """Mean of 1 - cosine over pairs of different pictures of one prompt; NaN where there is one picture.
 
-
-def diversity(generated: Views, num_prompts: int) -> Values:
-    """Mean of 1 - cosine over pairs of different pictures of one prompt, [prompts, 1].
-
-    DIV of Ruiz et al. 2023, §4.3, with this distance for LPIPS. NaN where a prompt has one picture.
+    DIV of Ruiz et al. 2023, §4.3, with this distance for LPIPS.
     """
-    order = by_prompt(np.arange(len(generated), dtype=np.float64), num_prompts).astype(int)
-    count = order.shape[1]
-    if count < 2:
-        return np.full((num_prompts, 1), np.nan)
-    pairs = np.triu_indices(count, 1)
-    found = []
-    for indices in order:
-        views = Views(
-            generated.vectors[indices.tolist()], tuple(generated.names[i] for i in indices)
-        )
-        found.append(float((1 - cosines(views, views)[pairs]).mean()))
-    return np.array(found)[:, None]
+    pairs = np.triu_indices(len(generated), 1)
+    return float((1 - cosines(generated, generated)[pairs]).mean()) if len(pairs[0]) else np.nan
 
 
 @dataclass(frozen=True)
@@ -312,8 +335,3 @@ def copy_threshold(photos: Views) -> float:
 def copies(similarity: Values, threshold: float) -> Values:
     """1 where a value of `copy` reaches the threshold, else 0; NaN stays."""
     return np.where(np.isnan(similarity), np.nan, (similarity >= threshold).astype(np.float64))
-
-
-def zero_shot(pictures: Tensor, choices: Tensor) -> Tensor:
-    """Index of the unit embedding among `choices` that is nearest to each picture's, [N]."""
-    return (pictures @ choices.T).argmax(1)

@@ -120,9 +120,10 @@ def _crossed(rows: MeanSquare, prompts: MeanSquare, rest: MeanSquare) -> tuple[f
         return seen[0].value, seen[0].freedom
     if not seen:
         return left.value, left.freedom
-    variance = rows.value + prompts.value - left.value
+    variance = max(rows.value + prompts.value - left.value, 0.0)
     terms = [square for square in (rows, prompts, left) if square.freedom]
-    return variance, variance**2 / sum(square.value**2 / square.freedom for square in terms)
+    spread = sum(square.value**2 / square.freedom for square in terms)
+    return variance, variance**2 / spread if spread else sum(square.freedom for square in terms)
 
 
 def mean_variance(design: Design) -> tuple[float, float] | None:
@@ -167,26 +168,6 @@ def interval(values: Table, *, level: float = 0.95) -> Interval:
 def difference(first: Table, second: Table, *, level: float = 0.95) -> Interval:
     """The mean paired difference `first` - `second` and its interval."""
     return interval(paired(first, second), level=level)
-
-
-def share_interval(values: Table, *, level: float = 0.95) -> Interval:
-    """The share of ones in a table of zeros and ones, with an interval within 0 … 1.
-
-    Clopper & Pearson's, for as many independent pictures as the variance of the share stands for (Korn &
-    Graubard 1998, *Survey Methodology* 24); where all values are equal, for all pictures.
-    """
-    plain = interval(values, level=level)
-    if plain.mean is None or plain.standard_error is None or plain.degrees_of_freedom is None:
-        return plain
-    share, count, tail = plain.mean, float(plain.num_values), (1 - level) / 2
-    if plain.standard_error > 0:
-        quantiles = special.stdtrit([count - 1, plain.degrees_of_freedom], 1 - tail)
-        worth = share * (1 - share) / plain.standard_error**2
-        count = float(min(count, worth * (quantiles[0] / quantiles[1]) ** 2))
-    ones = share * count
-    low = float(special.betaincinv(ones, count - ones + 1, tail)) if share > 0 else 0.0
-    high = float(special.betaincinv(ones + 1, count - ones, 1 - tail)) if share < 1 else 1.0
-    return replace(plain, low=low, high=high)
 
 
 def overlapping(values: Table, *, level: float = 0.95) -> Interval:

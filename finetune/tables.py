@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.wording import plural
+
 Table = NDArray[np.float64]
 """[subject, seed, prompt, picture], NaN for holes."""
 
@@ -112,6 +114,17 @@ class Design:
         if not self.rows_vary:
             return f"{subjects} as trained here and {prompts}"
         return f"{subjects}, {_named('training run', num_rows, like=True)} and {prompts}"
+
+    @property
+    def seeds_needed(self) -> int:
+        """Training seeds that each subject needs for training runs to be a sample; 0 where rows are one."""
+        return 0 if self.rows_vary else -(-(FEWEST - 1) // self.num_subjects) + 1
+
+    def scope(self) -> str:
+        """What a conclusion is limited to where training itself does not vary; else nothing."""
+        if self.rows_vary:
+            return ""
+        return f"{plural(self.num_subjects, 'subject')}, {plural(len(self.cells), 'training run')}"
 
 
 def _named(noun: str, count: int, *, like: bool) -> str:

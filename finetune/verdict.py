@@ -2,7 +2,8 @@
 
 Deterministic: the same tables give the same sentences. A row leads only if its difference to every other row
 leaves out zero, at a level that holds for all pairs together; else the sentence says what would settle it.
-The question about the class asks drift, since a ruined class is unlike the subject too.
+Where training itself is not repeated, a lead is one of the runs at hand and says so. The question about the
+class asks its drift, since a ruined class is unlike the subject too.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from finetune.differences import (
 )
 from finetune.scores import score_info
 from finetune.statistics import Interval, difference
-from finetune.tables import Table
+from finetune.tables import Table, design_of, paired
+from finetune.wording import decimal, listing
 
 Question = Literal["subject", "prompt", "class"]
 
 QUESTIONS: dict[Question, tuple[str, str]] = {
     "subject": ("subject_fidelity", "kept the subject best"),
     "prompt": ("prompt_fidelity", "obeyed the prompt best"),
-    "class": ("drift", "left the class most alone"),
+    "class": ("class_drift", "left the class most alone"),
 }
 """Question -> id of the score that answers it, what the best row did."""
 NOTABLE_COPIES = 0.05
@@ -47,6 +49,8 @@ class Finding:
     text: str
     leaders: tuple[str, ...]
     """One row, or those that cannot be told from the best."""
+    scope: str = ""
+    """What a lead is limited to where training is not repeated: "1 subject, 1 training run"."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,6 @@ def verdict(
     return Verdict(tuple(findings), tuple(_remarks(tables, rows, chosen, references)))
 
 
-def number(value: float) -> str:
-    """Three decimals with a true minus; never -0."""
-    text = f"{value:.3f}"
-    return text.replace("-", "−") if float(text) else text.lstrip("-")
-
-
 def quoted(row: str) -> str:
     """A row's name as it stands in a sentence: in quotes unless it is one word."""
     return row if re.fullmatch(r"[\w.-]+", row) else f"“{row}”"
@@ -106,13 +104,9 @@ def _amount(found: Interval, *, sign: int = 1) -> str:
     """ "0.050 (0.020 to 0.080)", of the mean times `sign`."""
     assert found.mean is not None
     if found.low is None or found.high is None:
-        return f"{number(sign * found.mean)} (no interval)"
+        return f"{decimal(sign * found.mean)} (no interval)"
     low, high = sorted((sign * found.low, sign * found.high))
-    return f"{number(sign * found.mean)} ({number(low)} to {number(high)})"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f"{decimal(sign * found.mean)} ({decimal(low)} to {decimal(high)})"
 
 
 def _finding(
@@ -132,7 +126,9 @@ def _finding(
         amount = _amount(summarise(key, tables[row][key]))
         return Finding(question, key, f"{title} of {quoted(row)}: {amount}{frame}.", (row,))
     if not standing.tied:
-        return Finding(question, key, f"{_lead(standing, did)}{frame}.", standing.ranked[:1])
+        scope = _scope(key, tables, standing.ranked)
+        text = f"{_lead(standing, did, scope)}{frame}."
+        return Finding(question, key, text, standing.ranked[:1], scope)
     leaders = (standing.ranked[0], *standing.tied)
     return Finding(question, key, _draw(standing, did, frame), leaders)
 
@@ -140,22 +136,28 @@ def _finding(
 def _frame(key: str, references: References) -> str:
     """Floor and ceiling, where they are known."""
     parts = []
-    if score_info(key).id != "drift" and key in references.frozen_base:
+    if score_info(key).id != "class_drift" and key in references.frozen_base:
         floor = summarise(key, references.frozen_base[key]).mean
         if floor is not None:
-            parts.append(f"the frozen base has {number(floor)}")
+            parts.append(f"the frozen base has {decimal(floor)}")
     if key in references.real_similarity:
-        parts.append(f"real photos among themselves {number(references.real_similarity[key])}")
+        parts.append(f"real photos among themselves {decimal(references.real_similarity[key])}")
     return f"; {', '.join(parts)}" if parts else ""
 
 
-def _lead(standing: Standing, did: str) -> str:
+def _scope(key: str, tables: Tables, ranked: Sequence[str]) -> str:
+    design = design_of(paired(*(tables[row][key] for row in ranked[:2])))
+    return "" if design is None else design.scope()
+
+
+def _lead(standing: Standing, did: str, scope: str) -> str:
     best, second = standing.ranked[:2]
     way = "above" if standing.sign > 0 else "below"
     gap = _amount(standing.against[second].interval, sign=standing.sign)
+    here = f" here ({scope})" if scope else ""
     return (
-        f"{quoted(best)} {did}: {score_info(standing.key).title.lower()} "
-        f"{number(standing.means[best])}, {gap} {way} {quoted(second)}, the next"
+        f"{quoted(best)} {did}{here}: {score_info(standing.key).title.lower()} "
+        f"{decimal(standing.means[best])}, {gap} {way} {quoted(second)}, the next"
         f"{_where(standing, second)}"
     )
 
@@ -173,7 +175,7 @@ def _draw(standing: Standing, did: str, frame: str) -> str:
     nearest, title = standing.against[second], score_info(standing.key).title.lower()
 
     def named(rows: Sequence[str]) -> str:
-        return _listed([f"{quoted(row)} ({number(standing.means[row])})" for row in rows])
+        return listing([f"{quoted(row)} ({decimal(standing.means[row])})" for row in rows])
 
     text = f"Which row {did} cannot be told: "
     if nearest.interval.mean is None:
@@ -182,7 +184,11 @@ def _draw(standing: Standing, did: str, frame: str) -> str:
         text += f"{named((best, second))} are equal in {title}"
     else:
         gap = _amount(nearest.interval, sign=standing.sign)
-        text += f"{named([best])} is ahead of {named([second])} by {gap} in {title}"
+        if standing.sign > 0:
+            text += f"{named([best])} is ahead of {named([second])} in {title}"
+        else:
+            text += f"{named([best])} has less {title} than {named([second])}"
+        text += f", by {gap}"
         text += _where(standing, second)
     if standing.tied[1:]:
         text += f"; {named(standing.tied[1:])} may be as good"
@@ -199,11 +205,14 @@ def _remarks(
     """What qualifies the three sentences."""
     lost = [row for row in rows if not any(measured(tables, [row], k) for k in tables.get(row, {}))]
     if lost:
-        yield f"Without any score, and left out: {_listed([quoted(row) for row in lost])}."
+        yield f"Without any score, and left out: {listing([quoted(row) for row in lost])}."
     key = chosen.get("subject_fidelity")
     held = measured(tables, rows, key) if key else []
     if key and held:
-        yield f"The intervals speak of {summarise(key, tables[held[0]][key]).speaks_of}."
+        design = design_of(tables[held[0]][key])
+        assert design is not None
+        runs = "" if design.rows_vary else RUNS_ONLY.format(needed=design.seeds_needed)
+        yield f"The intervals speak of {design.speaks_of()}{runs}."
     if len(held) > 2:
         pairs = len(held) * (len(held) - 1) // 2
         yield f"Intervals of differences hold for all {pairs} pairs of rows at once, with 95 %."
@@ -213,7 +222,7 @@ def _remarks(
     for id, direction, words in AGAINST_BASE:
         amounts = _against_base(tables, rows, chosen.get(id, ""), references, direction)
         if amounts:
-            yield f"{words}: {_listed(amounts)}."
+            yield f"{words}: {listing(amounts)}."
 
 
 def _copies(
@@ -227,7 +236,7 @@ def _copies(
         if low is not None and ceiling is not None and low > ceiling:
             yield (
                 f"{quoted(row)} is nearer to the photos than they are to each other "
-                f"({number(low)} at least, against {number(ceiling)}): look for copies."
+                f"({decimal(low)} at least, against {decimal(ceiling)}): look for copies."
             )
     for row in measured(tables, rows, share):
         copies = summarise(share, tables[row][share]).mean or 0.0
@@ -235,6 +244,10 @@ def _copies(
             yield f"{copies:.0%} of the pictures of {quoted(row)} pass for copies of a training photo."
 
 
+RUNS_ONLY = (
+    ": what another training run would change is in none of them. To speak of the methods takes {needed} "
+    "training seeds, or 3 subjects"
+)
 AGAINST_BASE = (
     ("subject_fidelity", 0, "Cannot be told from the frozen base in subject fidelity"),
     ("prompt_fidelity", -1, "Obey prompts less than the frozen base"),

@@ -81,7 +81,10 @@ class Yardstick:
         own = scores.embed_images(
             judges.prompt, about_subject, self._names(about_subject, "frozen base")
         )
-        noise = scores.diversity(self.base_others, len(self.templates) - self.num_subject)
+        noise = [
+            scores.diversity(self.base_others.part(start, start + num_images))
+            for start in range(0, len(others), num_images)
+        ]
         self.scale = Scale(
             prompt_fidelity=float(np.mean(scores.prompt_fidelity(own, self.texts))),
             noise=float(np.mean(noise)),

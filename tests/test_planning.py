@@ -83,7 +83,12 @@ def test_more_pictures_than_one_could_have_are_not_asked_for(pictures: int) -> N
     advice = settle(centred(1, 1, 2, pictures, mean=0.001))
     assert advice is not None
     assert advice.more_pictures is None
-    assert advice.in_words().startswith("The gap is too small")
+    assert (
+        advice.in_words()
+        == (
+            "The gap is too small for more pictures per prompt to settle it."  # nothing else was thought of
+        )
+    )
     assert MOST["pictures"] == 64
 
 
@@ -105,10 +110,19 @@ def test_what_is_no_sample_is_not_asked_for() -> None:
     advice = settle(centred(1, 1, 5, 4, mean=0.3))
     assert advice is not None
     assert advice.more_rows is None
+    assert advice.in_words().endswith(
+        "would settle it for these training runs, if the gap is what it seems."
+    )
     seeds = settle(centred(1, 4, 2, 4, mean=0.3))
     assert seeds is not None
     assert seeds.row_kind == "training seeds"
     assert seeds.more_prompts is None
+    assert "these training runs" not in seeds.in_words()
+    assert settle(centred(2, 1, 5, 4, mean=0.3)).of_runs_alone
+    hopeless = settle(centred(4, 1, 5, 4, mean=1e-9))
+    assert hopeless.in_words() == (
+        "The gap is too small for more pictures per prompt, prompts or subjects to settle it."
+    )
 
 
 def test_where_nothing_can_be_said_nothing_is() -> None:

@@ -13,10 +13,11 @@ from finetune.encoders.names import EMBEDDED_SCORERS, PRESETS
 from finetune.errors import ArtifactError
 from finetune.planning import MOST
 from finetune.scores import (
+    CURVES,
+    DRIFT,
     HIGHEST_THRESHOLD,
     SCORES,
     Views,
-    by_prompt,
     class_leak,
     copies,
     copy,
@@ -28,7 +29,6 @@ from finetune.scores import (
     real_similarity,
     score_info,
     subject_fidelity,
-    zero_shot,
 )
 
 AXES = torch.eye(3)
@@ -63,7 +63,8 @@ def test_subject_fidelity_by_hand() -> None:
 
 def test_prompt_fidelity_is_each_picture_s_cosine_with_its_own_text() -> None:
     texts = views(some(3, seed=2))
-    found = prompt_fidelity(views(GENERATED), texts.repeated(2))
+    twice = Views(texts.vectors.repeat_interleave(2, 0), ("",) * 6)
+    found = prompt_fidelity(views(GENERATED), twice)
     expected = [cosine(g, texts.vectors[i // 2]) for i, g in enumerate(GENERATED)]
     assert found.tolist() == pytest.approx(expected)
 
@@ -86,19 +87,11 @@ def test_copy_is_the_highest_cosine_and_exactly_1_for_a_photo_itself() -> None:
 
 
 def test_diversity_is_the_mean_distance_of_different_pictures_of_one_prompt() -> None:
-    expected = []
-    for prompt in range(2):
-        three = GENERATED[prompt * 3 : prompt * 3 + 3]
-        pairs = [(0, 1), (0, 2), (1, 2)]
-        expected.append([sum(1 - cosine(three[i], three[j]) for i, j in pairs) / 3])
-    found = diversity(views(GENERATED), 2)
-    assert found.shape == (2, 1)
-    assert found.tolist() == [pytest.approx(row) for row in expected]
-    assert diversity(views(GENERATED[[0, 0, 0]]), 1).tolist() == [[0.0]]
-
-
-def test_diversity_of_one_picture_is_missing() -> None:
-    assert np.isnan(diversity(views(GENERATED), 6)).all()
+    three = GENERATED[3:6]
+    expected = sum(1 - cosine(three[i], three[j]) for i, j in [(0, 1), (0, 2), (1, 2)]) / 3
+    assert diversity(views(GENERATED).part(3, 6)) == pytest.approx(expected)
+    assert diversity(views(GENERATED[[0, 0, 0]])) == 0
+    assert np.isnan(diversity(views(GENERATED[:1])))
 
 
 def test_real_similarity_leaves_out_every_photo_s_pair_with_itself() -> None:
@@ -161,14 +154,8 @@ def test_many_pictures_are_compared_in_parts_without_a_seam() -> None:
 def test_pictures_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="counterparts"):
         drift(views(GENERATED), views(PHOTOS))
-    with pytest.raises(ValueError, match="shared among 4"):
-        by_prompt(np.zeros(6), 4)
     with pytest.raises(ValueError, match="2 names"):
         Views.of(GENERATED, ["a", "b"])
-
-
-def test_by_prompt_keeps_pictures_of_a_prompt_together() -> None:
-    assert by_prompt(np.arange(6.0), 2).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_every_score_says_what_it_is() -> None:
@@ -178,7 +165,8 @@ def test_every_score_says_what_it_is() -> None:
         "prompt_fidelity",
         "class_leak",
         "diversity",
-        "drift",
+        "class_drift",
+        "other_drift",
         "copy",
         "copy_share",
     ]
@@ -188,17 +176,14 @@ def test_every_score_says_what_it_is() -> None:
         assert info.definition.endswith(".")
         assert info.encoder == ("prompt" if id == "prompt_fidelity" else "subject")
     assert "replaced by the class noun" in SCORES["prompt_fidelity"].definition
-    assert score_info("drift/dino-s16") is SCORES["drift"]
-
-
-def test_zero_shot_takes_the_nearest_caption() -> None:
-    pictures = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]])
-    assert zero_shot(pictures, AXES).tolist() == [0, 2]
+    assert score_info("class_drift/dino-s16") is SCORES["class_drift"]
+    assert list(CURVES) == ["subject_fidelity", "prompt_fidelity", "drift", "copy_share"]
+    assert score_info("drift/dino-s16") is DRIFT
 
 
 def test_the_page_on_scores_names_every_score_and_encoder() -> None:
     text = (Path(__file__).parents[1] / "docs" / "scores.md").read_text("utf-8")
-    for name in (*SCORES, *PRESETS, *EMBEDDED_SCORERS):
+    for name in (*SCORES, *CURVES, *PRESETS, *EMBEDDED_SCORERS):
         assert f"`{name}`" in text
     for number in (HIGHEST_THRESHOLD, *MOST.values()):
         assert str(number) in text

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from finetune.statistics import difference, interval, overlapping, share_interval
+from finetune.statistics import difference, interval, overlapping
 from finetune.tables import paired
 
 RNG_SEED = 7
@@ -202,6 +202,13 @@ def test_equal_values_have_an_interval_without_width() -> None:
         assert found.sign == 0
 
 
+def test_equal_values_have_one_too_where_no_cell_is_left_over_to_tell_by() -> None:
+    table = np.full((3, 1, 5, 1), np.nan)
+    table[0, 0, :2], table[1, 0, 2:4], table[2, 0, 4] = 0.0, 0.0, 0.0
+    found = interval(table)
+    assert (found.mean, found.low, found.high) == (0, 0, 0)
+
+
 def test_a_difference_is_of_pairs_and_ignores_what_either_lacks() -> None:
     first = normal(1, 1, 4, 3)
     second = first - 0.25
@@ -225,32 +232,6 @@ def test_pairing_by_prompt_and_noise_narrows_the_difference() -> None:
     error = difference(first, second).standard_error
     assert error is not None
     assert error < 0.4 * (interval(first).standard_error or 0)
-
-
-def test_no_copy_among_n_pictures_has_clopper_and_pearson_s_bound() -> None:
-    found = share_interval(np.zeros((1, 1, 5, 4)))
-    assert (found.mean, found.low) == (0, 0)
-    assert found.high == pytest.approx(1 - 0.025 ** (1 / 20))
-    assert share_interval(np.ones((1, 1, 5, 4))).low == pytest.approx(0.025 ** (1 / 20))
-
-
-def test_a_share_of_independent_pictures_is_close_to_the_binomial_interval() -> None:
-    values = np.zeros((1, 1, 1, 40))
-    values[..., :10] = 1
-    found = share_interval(values)
-    exact = stats.binomtest(10, 40).proportion_ci(0.95, method="exact")
-    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=0.01)
-
-
-def test_a_share_that_differs_between_prompts_is_less_sure() -> None:
-    spread, clustered = np.zeros((1, 1, 10, 4)), np.zeros((1, 1, 10, 4))
-    spread[:, :, :, 0] = 1
-    clustered[:, :, :2] = 1
-    clustered[:, :, 2, :2] = 1
-    sure, unsure = share_interval(spread), share_interval(clustered)
-    assert sure.mean == unsure.mean == 0.25
-    assert unsure.high > sure.high
-    assert 0 <= unsure.low < sure.low
 
 
 def test_similarities_of_photos_have_an_interval_from_three_subjects_on_only() -> None:

@@ -96,15 +96,15 @@ def test_what_failed_is_left_out_of_both_rows_and_what_is_missing_is_not_measure
     study: Any, tmp_path: Path
 ) -> None:
     values = {
-        "drift": {
+        "class_drift": {
             "dreambooth": [0.1, 0.1, 0.2, 0.9],
             "dreambooth without prior": [0.2, 0.3, 0.3, None],
         },
         "diversity": {"dreambooth": [0.1, 0.1, 0.2, 0.9]},
     }
     found = {f.claim.score: f for f in study.findings(results_of(tmp_path, values))}
-    assert found["drift"].difference.interval.mean == pytest.approx(-0.4 / 3)
-    assert found["drift"].difference.interval.speaks_of.startswith("subjects like these 3")
+    assert found["class_drift"].difference.interval.mean == pytest.approx(-0.4 / 3)
+    assert found["class_drift"].difference.interval.speaks_of.startswith("subjects like these 3")
     assert found["diversity"].outcome == "not measured"
     assert found["prompt_fidelity"].outcome == "not measured"
 

@@ -8,11 +8,13 @@ import pytest
 from finetune.differences import LEVEL, pair_differences, score_keys, summarise
 from finetune.planning import settle
 from finetune.scores import SCORES
-from finetune.statistics import difference, share_interval
+from finetune.shares import share_interval
+from finetune.statistics import difference, interval
 from finetune.tables import Table, paired
-from finetune.verdict import Finding, References, number, verdict
+from finetune.verdict import Finding, References, verdict
+from finetune.wording import decimal
 
-SUBJECT, PROMPT, DRIFT = "subject_fidelity/e", "prompt_fidelity/t", "drift/e"
+SUBJECT, PROMPT, DRIFT = "subject_fidelity/e", "prompt_fidelity/t", "class_drift/e"
 SHAPE = (1, 1, 8, 4)
 NOISE = np.random.default_rng(0)
 SHARED = NOISE.normal(size=SHAPE) * 0.05
@@ -51,12 +53,12 @@ def test_clear_leads_are_named_with_their_amount_and_interval() -> None:
     level = 1 - 0.05 / 3
     lead = difference(CLEAR["dreambooth"][SUBJECT], CLEAR["lora"][SUBJECT], level=level)
     assert found["subject"].text == (
-        "dreambooth kept the subject best: subject fidelity 0.700, "
+        "dreambooth kept the subject best here (1 subject, 1 training run): subject fidelity 0.700, "
         f"0.100 ({lead.low:.3f} to {lead.high:.3f}) above lora, the next."
     )
     less = difference(CLEAR["lora"][DRIFT], CLEAR["ti"][DRIFT], level=level)
     assert found["class"].text == (
-        "ti left the class most alone: drift from the frozen base 0.000, "
+        "ti left the class most alone here (1 subject, 1 training run): drift of the class 0.000, "
         f"0.100 ({less.low:.3f} to {less.high:.3f}) below lora, the next."
     )
 
@@ -67,6 +69,49 @@ def test_the_class_verdict_asks_drift_not_likeness_to_the_subject() -> None:
         for i, (row, leak, drift) in enumerate([("wrecked", 0.0, 0.9), ("kept", 0.4, 0.05)])
     }
     assert by_question(tables)["class"].leaders == ("kept",)
+
+
+def test_a_ruined_class_is_not_made_up_for_by_what_has_nothing_to_do_with_it() -> None:
+    """Two prompts about neither outnumber the one about the class, and do not answer for it."""
+    tables = {
+        row: {"other_drift/e": table(other, seed=i), DRIFT: table(drift, seed=9 + i)}
+        for i, (row, drift, other) in enumerate([("ruins", 0.3, 0.0), ("spares", 0.1, 0.4)])
+    }
+    assert by_question(tables)["class"].leaders == ("spares",)
+
+
+def test_less_drift_is_not_called_being_ahead() -> None:
+    tables = {
+        "ti": {DRIFT: table(0.030, seed=1, spread=0.05)},
+        "lora": {DRIFT: table(0.031, seed=2, spread=0.05)},
+    }
+    text = by_question(tables)["class"].text
+    assert "ti (0.030) has less drift of the class than lora (0.031), by 0.001 (" in text
+    assert "ahead" not in text
+
+
+def test_a_lead_of_single_runs_says_so_and_one_of_several_does_not() -> None:
+    assert by_question(CLEAR)["subject"].scope == "1 subject, 1 training run"
+    noise = np.random.default_rng(5).normal(size=(2, 1, 3, 6, 2)) * 0.01
+    repeated = {row: {SUBJECT: noise[i] + 0.5 + 0.1 * i} for i, row in enumerate("ab")}
+    found = verdict(repeated, ["a", "b"])
+    assert found.findings[0].text.startswith("b kept the subject best: subject fidelity")
+    assert found.findings[0].scope == ""
+    assert found.remarks[0] == (
+        "The intervals speak of this subject, training runs like these 3 and prompts like these 6."
+    )
+    twice = {row: {SUBJECT: t[SUBJECT][:, :2]} for row, t in repeated.items()}
+    assert by_question(twice)["subject"].scope == "1 subject, 2 training runs"
+
+
+def test_no_interval_of_a_drift_reaches_below_zero() -> None:
+    few = np.array([0.001, 0.002, 0.2]).reshape(1, 1, 3, 1)
+    plain, found = interval(few), summarise(DRIFT, few)
+    assert plain.low < 0
+    assert (found.low, found.mean, found.high) == (0, plain.mean, plain.high)
+    near_one = 1 - few
+    assert summarise(SUBJECT, near_one).high == 1
+    assert difference(few, few * 0).low < 0  # a difference may be negative
 
 
 def test_what_cannot_be_told_says_so_and_what_would_settle_it() -> None:
@@ -81,8 +126,8 @@ def test_what_cannot_be_told_says_so_and_what_would_settle_it() -> None:
     gap = difference(tables["one"][SUBJECT], tables["two"][SUBJECT], level=level)
     assert gap.low is not None
     assert found.text.startswith(
-        "Which row kept the subject best cannot be told: one (0.600) is ahead of two (0.595) by "
-        f"0.005 ({number(gap.low)} to {gap.high:.3f}) in subject fidelity; far (0.300) is clearly behind."
+        "Which row kept the subject best cannot be told: one (0.600) is ahead of two (0.595) in subject "
+        f"fidelity, by 0.005 ({decimal(gap.low)} to {gap.high:.3f}); far (0.300) is clearly behind."
     )
     advice = settle(paired(tables["one"][SUBJECT], tables["two"][SUBJECT]), level=level)
     assert advice is not None
@@ -102,7 +147,7 @@ def test_equal_rows_are_equal_and_nothing_is_asked_for() -> None:
     assert found.leaders == ("ti", "ti, two vectors")
     assert found.text == (
         "Which row left the class most alone cannot be told: ti (0.000) and “ti, two vectors” (0.000) "
-        "are equal in drift from the frozen base."
+        "are equal in drift of the class."
     )
 
 
@@ -156,7 +201,8 @@ def test_a_row_that_failed_where_it_is_hard_does_not_win_by_that() -> None:
 def test_remarks_say_what_the_intervals_speak_of_and_how_prompts_were_read() -> None:
     remarks = verdict(CLEAR, list(CLEAR)).remarks
     assert remarks == (
-        "The intervals speak of this subject as trained here and prompts like these 8.",
+        "The intervals speak of this subject as trained here and prompts like these 8: what another training "
+        "run would change is in none of them. To speak of the methods takes 3 training seeds, or 3 subjects.",
         "Intervals of differences hold for all 3 pairs of rows at once, with 95 %.",
         "Prompt fidelity is CLIP-T with the identifier replaced by the class noun.",
     )
@@ -223,7 +269,7 @@ def test_scores_come_in_the_agreed_order_and_encoders_as_given() -> None:
         "b": {"subject_fidelity/a": SHARED, "copy/z": SHARED},
     }
     assert score_keys(tables) == ["subject_fidelity/z", "subject_fidelity/a", DRIFT, "copy/z"]
-    assert len(SCORES) == 8
+    assert len(SCORES) == 9
 
 
 def test_the_headline_encoder_can_be_chosen() -> None:
@@ -269,7 +315,3 @@ def test_any_comparison_gets_three_sentences(pictures: int) -> None:
         found = verdict(tables, list(tables))
         assert len(found.findings) == 3
         assert all(f.text.endswith(".") and "nan" not in f.text for f in found.findings)
-
-
-def test_numbers_have_a_true_minus_and_no_negative_zero() -> None:
-    assert [number(v) for v in (-0.0001, 0.12345, -0.5)] == ["0.000", "0.123", "−0.500"]

@@ -42,6 +42,7 @@ from finetune.results import (
 )
 from finetune.run import package_versions
 from finetune.train import training_device
+from finetune.wording import plural
 
 
 def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str) -> Results:
@@ -257,7 +258,7 @@ def _rule(planned: Planned) -> Rule | None:
 def _title(planned: Planned) -> str:
     names = [subject.name for subject in planned.subjects]
     shown = names[0] if len(names) == 1 else f"{len(names)} subjects"
-    return f"{len(planned.rows)} ways to learn {shown}"
+    return f"{plural(len(planned.rows), 'way')} to learn {shown}"
 
 
 def made_by(command: str) -> MadeBy:

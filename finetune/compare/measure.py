@@ -34,6 +34,8 @@ from finetune.scores import SCORES, Values, Views
 from finetune.yardstick import Judges
 
 MASKED = "subject_fidelity_masked"
+DRIFTS: tuple[tuple[str, Role], ...] = (("class_drift", "class"), ("other_drift", "unrelated"))
+"""Id of a drift, and the role of the prompts it is about."""
 
 
 @dataclass(frozen=True)
@@ -221,30 +223,33 @@ class SubjectMeter:
             leak = scores.class_leak(self._views(encoder, files, of_class), reference.photos)
             found["class_leak"] = self._table(leak, files, of_class)
         if base is not None:
-            # A row may have more pictures of a prompt than the base, or fewer: what has no twin is left out.
-            pairs = [
-                list(zip(ours, theirs, strict=False))
-                for ours, theirs in zip(files, base, strict=True)
-            ]
-            mine = [[ours for ours, _ in row] for row in pairs]
-            twins = [[theirs for _, theirs in row] for row in pairs]
-            # By role, so that those of the class are embedded once for both of their scores.
-            others = [
-                places
-                for role in ("class", "unrelated")
-                if (places := [place for place in self._places((role,)) if mine[place]])
-            ]
-            moved = [
-                scores.drift(self._views(encoder, mine, part), self._views(encoder, twins, part))
-                for part in others
-            ]
-            if moved:
-                table = self._table(np.concatenate(moved), mine, sum(others, []))
-                found["drift"] = tuple(
-                    row + (None,) * (len(files[place]) - len(row)) if row else row
-                    for place, row in enumerate(table)
-                )
+            for id, role in DRIFTS:
+                table = self._drift(encoder, files, base, role)
+                found |= {} if table is None else {id: table}
         return found
+
+    def _drift(
+        self,
+        encoder: Encoder,
+        files: Sequence[Sequence[Path]],
+        base: Sequence[Sequence[Path]],
+        role: Role,
+    ) -> Table | None:
+        """Distances from the base's pictures on the prompts of a role; None where no picture has a twin."""
+        # A row may have more pictures of a prompt than the base, or fewer: what has no twin is left out.
+        pairs = [list(zip(mine, its, strict=False)) for mine, its in zip(files, base, strict=True)]
+        mine = [[ours for ours, _ in row] for row in pairs]
+        twins = [[theirs for _, theirs in row] for row in pairs]
+        places = [place for place in self._places((role,)) if mine[place]]
+        if not places:
+            return None
+        moved = scores.drift(
+            self._views(encoder, mine, places), self._views(encoder, twins, places)
+        )
+        return tuple(
+            row + (None,) * (len(files[place]) - len(row)) if row else row
+            for place, row in enumerate(self._table(moved, mine, places))
+        )
 
     def _table(
         self, values: Values, files: Sequence[Sequence[Path]], places: Sequence[int]
@@ -266,8 +271,7 @@ class SubjectMeter:
         start = 0
         for place in places:
             end = start + len(files[place])
-            part = Views(views.vectors[start:end], views.names[start:end])
-            value = float(scores.diversity(part, 1)[0, 0])
+            value = scores.diversity(views.part(start, end))
             rows[place] = () if np.isnan(value) else (value,)
             start = end
         return tuple(rows)

@@ -11,7 +11,7 @@ import numpy as np
 
 from finetune import statistics
 from finetune.checkpoint_rule import Limits, Point, Scale, overfits_from, recommended
-from finetune.differences import pair_differences, summarise
+from finetune.differences import pair_differences, summarise, within_bounds
 from finetune.results import (
     FROZEN_BASE,
     REAL_PHOTOS,
@@ -83,7 +83,7 @@ def completed(results: Results) -> Results:
         "curves": [curve.model_dump() for curve in curves],
         "verdict": [
             Finding(
-                question=f.question, score=f.score, text=f.text, leaders=tuple(f.leaders)
+                question=f.question, score=f.score, text=f.text, leaders=f.leaders, scope=f.scope
             ).model_dump()
             for f in found.findings
         ],
@@ -203,4 +203,4 @@ def _at_step(results: Results, cells: Sequence[Cell], key: str, step: int) -> Es
             value = point.scores.get(key)
             if point.step == step and value is not None:
                 table[subjects.index(cell.subject), results.seeds.index(cell.seed)] = value
-    return _estimate(statistics.interval(table))
+    return _estimate(within_bounds(key, statistics.interval(table)))

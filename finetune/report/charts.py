@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from finetune.report.curves import Line, Panel, curves_svg
 from finetune.report.numbers import ARROWS
 from finetune.report.pareto import Axis, Point, Span, pareto_svg
 from finetune.results import REAL_PHOTOS, Estimate, Results
-
-_CURVE_SCORES = ("subject_fidelity", "prompt_fidelity", "drift", "copy_share")
+from finetune.scores import CURVES, ScoreInfo
 
 
 def _span(estimate: Estimate | None) -> Span | None:
@@ -24,7 +25,7 @@ def points(results: Results) -> tuple[list[Point], float | None]:
     Rows without both fidelities are not in it.
     """
     subject, prompt = results.score("subject_fidelity"), results.score("prompt_fidelity")
-    drift = results.score("drift")
+    drift = results.score("class_drift")
     if subject is None or prompt is None:
         return [], None
     spans = {(s.row, s.score): _span(s.estimate) for s in results.summaries}
@@ -57,33 +58,52 @@ def pareto(results: Results) -> list[tuple[str, str]]:
     ]
 
 
+def curve_keys(results: Results, found: Iterable[str]) -> list[tuple[str, ScoreInfo, str]]:
+    """Which of the score keys `found` are of the scores along training, in their order.
+
+    Returns:
+        Key, score, and the encoder's name where it is not the one of the tables: validation may have judges
+        of its own.
+    """
+    usual = {score.id: score.encoder for score in results.scores if score.headline}
+    usual["drift"] = usual.get("class_drift", "")
+    keys = list(dict.fromkeys(found))
+    return [
+        (key, info, "" if encoder == usual.get(id) else encoder)
+        for id, info in CURVES.items()
+        for key in keys
+        for own, _, encoder in [key.partition("/")]
+        if own == id
+    ]
+
+
 def panels(results: Results) -> list[Panel]:
-    """The plots along training: one for each score that any learning curve has."""
+    """The plots along training: one for each score, by each encoder, that any learning curve has."""
     series = {
         row.name: number
         for number, row in enumerate(row for row in results.rows if row.kind != "reference")
     }
     found = []
-    for id in _CURVE_SCORES:
-        score = results.score(id)
+    for key, score, encoder in curve_keys(results, (k for c in results.curves for k in c.scores)):
         lines = [
             Line(
                 curve.row,
                 series[curve.row],
                 curve.steps,
-                [estimate.mean for estimate in curve.scores[score.key]],
-                [estimate.low for estimate in curve.scores[score.key]],
-                [estimate.high for estimate in curve.scores[score.key]],
+                [estimate.mean for estimate in curve.scores[key]],
+                [estimate.low for estimate in curve.scores[key]],
+                [estimate.high for estimate in curve.scores[key]],
                 curve.recommended_step,
                 curve.overfits_from,
             )
             for curve in results.curves
-            if score is not None and curve.scores.get(score.key)
+            if curve.scores.get(key)
         ]
-        if score is not None and any(mean is not None for line in lines for mean in line.means):
-            given = [curve.limits.get(score.key) for curve in results.curves]
+        if any(mean is not None for line in lines for mean in line.means):
+            given = [curve.limits.get(key) for curve in results.curves]
             limits = sorted({limit for limit in given if limit is not None})
-            found.append(Panel(f"{score.title} {ARROWS[score.better]}".strip(), lines, limits))
+            by = f", by {encoder}" if encoder else ""
+            found.append(Panel(f"{score.title} {ARROWS[score.better]}{by}", lines, limits))
     return found
 
 

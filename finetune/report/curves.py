@@ -17,6 +17,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 46, 12, 30, 34, 28
 """Pixels around each plot, and between rows of plots."""
 _DASHES: Final[tuple[LineStyleType, ...]] = ("solid", (0, (5, 2)), (0, (1, 1.5)))
 _KEY_LINE = 18
+_MOST_TICKS = 6
+"""Up to so many steps are each named below a plot."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,9 @@ def _draw(axes: Axes, panel: Panel, number: int) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=5)
     axes.locator_params(nbins=5)
+    looked = sorted({step for line in panel.lines for step in line.steps})
+    if len(looked) <= _MOST_TICKS:
+        axes.set_xticks(looked)
     for line in panel.lines:
         known = [
             (step, mean, mean if low is None else low, mean if high is None else high)

@@ -8,9 +8,9 @@ from typing import Final
 
 from data_prep.captions import fill_template
 from data_prep.errors import DataError
-from finetune.report.numbers import decimal, plural
 from finetune.report.pictures import Missing, Picture, PictureBook
 from finetune.results import FROZEN_BASE, Cell, CurvePoint, Prompt, Results, Role, Row, Subject
+from finetune.wording import decimal, plural
 
 ROLES: Final[dict[Role, str]] = {
     "test": "about the subject",
@@ -196,7 +196,7 @@ def _tile(
     book: PictureBook,
 ) -> Tile:
     prompt = subject.prompts[column]
-    asked = as_asked(prompt, cell, row, subject)
+    asked = as_asked(prompt, cell, subject)
     picture: Picture | Missing = Missing("not run at this training seed")
     notes = ""
     if cell is not None and cell.status == "failed":
@@ -213,10 +213,13 @@ def _tile(
     )
 
 
-def as_asked(prompt: Prompt, cell: Cell | None, row: Row, subject: Subject) -> str:
-    """The prompt with what this row calls the subject, as the model was given it."""
+def as_asked(prompt: Prompt, cell: Cell | None, subject: Subject) -> str:
+    """The prompt as the model was given it: with what this row calls the subject, and the suite's class noun.
+
+    A row may call the subject by a noun of its own; pictures of the class are of the suite's all the same.
+    """
     phrase = cell.subject_phrase if cell is not None else None
-    noun = row.class_noun or subject.class_noun
+    noun = subject.class_noun
     try:
         return fill_template(
             prompt.template, subject=phrase or noun, class_noun=noun, field="prompt"
@@ -267,13 +270,14 @@ def strip_tables(results: Results, book: PictureBook) -> list[StripTable]:
             continue
         asked = subject.validation_prompts[0].text if subject.validation_prompts else ""
         steps = sorted({point.step for cell in own for point in _drawn(cell)})
-        strips = tuple(_strip(cell, asked, book) for cell in own)
+        strips = tuple(_strip(cell, subject, book) for cell in own)
         tables.append(StripTable(subject.name, asked, tuple(steps), strips))
     return tables
 
 
-def _strip(cell: Cell, asked: str, book: PictureBook) -> Strip:
-    frames = {}
+def _strip(cell: Cell, subject: Subject, book: PictureBook) -> Strip:
+    frames, prompts = {}, subject.validation_prompts[:1]
+    asked = as_asked(prompts[0], cell, subject) if prompts else ""
     for point in _drawn(cell):
         words = f"{cell.row} after {plural(point.step, 'step')}"
         tile = Tile(

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: three decimals, sizes in units, a dash where there is nothing to tell."""
+"""What a page shows of numbers: intervals and their drawings, durations, sizes, counts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Final
 
 from finetune.files import in_words
 from finetune.results import Better, Estimate
+from finetune.wording import NOTHING, decimal
 
-NOTHING: Final = "–"
 ARROWS: Final[dict[Better, str]] = {"higher": "↑", "lower": "↓", "neither": ""}
 DIRECTIONS: Final[dict[Better, str]] = {
     "higher": "higher is better",
     "lower": "lower is better",
     "neither": "neither direction is better",
 }
-_MINUS: Final = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -27,16 +26,6 @@ class Whisker:
     high: float
     zero: float | None = None
     """Where zero is, if it is within."""
-
-
-def decimal(value: float | None, *, signed: bool = False) -> str:
-    """Three decimals with a true minus sign; a dash for None."""
-    if value is None:
-        return NOTHING
-    text = f"{value:+.3f}" if signed else f"{value:.3f}"
-    if float(text) == 0:
-        text = "0.000"  # neither -0.000 nor +0.000
-    return text.replace("-", _MINUS)
 
 
 def interval(estimate: Estimate, *, signed: bool = False) -> str:
@@ -69,16 +58,6 @@ def size(num_bytes: int | None) -> str:
 def count(value: int | None) -> str:
     """A whole number with its thousands apart."""
     return NOTHING if value is None else f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def listing(names: list[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
-
-
-def plural(number: int, noun: str) -> str:
-    """ "1 subject", "3 subjects"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def whiskers(estimates: list[Estimate], *, with_zero: bool = False) -> list[Whisker | None]:

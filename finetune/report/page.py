@@ -10,17 +10,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from finetune.files import write_text
 from finetune.report import charts, gallery, numbers, tables
 from finetune.report.pictures import PictureBook
 from finetune.results import FROZEN_BASE, Results
+from finetune.wording import NOTHING, decimal, plural
 
 REPORT: Final = "report.html"
 MAX_BYTES: Final = 15_000_000
@@ -58,10 +60,10 @@ def render(results: Results, folder: Path, *, max_bytes: int = MAX_BYTES) -> str
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "decimal": numbers.decimal,
-        "plural": numbers.plural,
-        "listing": numbers.listing,
+        "decimal": decimal,
+        "plural": plural,
         "yaml": _yaml,
+        "breakable": breakable,
     }
     galleries = gallery.galleries(results, book)
     num_variants = max((len(shown.variants) for shown in galleries), default=0)
@@ -87,10 +89,11 @@ def render(results: Results, folder: Path, *, max_bytes: int = MAX_BYTES) -> str
         others=tables.score_table(results, [s for s in results.scores if not s.headline]),
         differences=tables.difference_tables(results),
         costs=tables.costs(results),
+        trials=tables.trials(results),
         failures=tables.failures(results),
         judged={finding.score for finding in results.verdict},
         frozen_base=FROZEN_BASE,
-        nothing=numbers.NOTHING,
+        nothing=NOTHING,
         same_noise=same_noise(results),
     )
 
@@ -103,12 +106,12 @@ def facts(results: Results) -> list[str]:
     num_prompts = (
         f"{min(prompts)} to {max(prompts)}" if len(set(prompts)) > 1 else str(*set(prompts))
     )
-    each = numbers.plural(results.num_images, "picture")
+    each = plural(results.num_images, "picture")
     found = [
-        numbers.plural(len(compared), noun),
-        numbers.plural(len(results.subjects), "subject"),
+        plural(len(compared), noun),
+        plural(len(results.subjects), "subject"),
         f"{num_prompts} {'prompt' if num_prompts == '1' else 'prompts'}, {each} each",
-        numbers.plural(len(results.seeds), "training seed"),
+        plural(len(results.seeds), "training seed"),
     ]
     if results.base is not None:
         found.append(f"base {results.base.source}")
@@ -137,6 +140,14 @@ def _svg(drawn: list[tuple[str, str]]) -> list[tuple[str, Markup]]:
 def _yaml(values: Any) -> str:
     plain = json.loads(json.dumps(values, default=str))
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def breakable(name: str) -> Markup:
+    """`name`, escaped, that may go on in the next line after an underscore or a slash."""
+    return Markup("").join(
+        part + Markup("<wbr>") if part in "_/" else escape(part)
+        for part in re.split("([_/])", name)
+    )
 
 
 def _variant_rules(num_variants: int) -> str:

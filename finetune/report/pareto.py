@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 
 from finetune.report.svg import NUM_DRIFT_STEPS, figure, ink, inline, shortened, style
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 88
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 36, 88
 """Pixels around the plot's frame."""
 _PLACES: Final = [
     (side * distance, rise)
@@ -110,7 +110,9 @@ def pareto_svg(points: Sequence[Point], axis: Axis, *, width: int, height: int, 
         inner = (width - _LEFT - _RIGHT) / width, (height - _TOP - _BOTTOM) / height
         axes = drawing.add_axes((_LEFT / width, _BOTTOM / height, *inner))
         axes.set_xlabel(f"prompt fidelity ({shortened(axis.prompt_encoder)}) →", loc="right")
-        axes.set_ylabel(f"subject fidelity ({shortened(axis.subject_encoder)}) →", loc="top")
+        # Above the frame, not beside it: tick labels may take all the room that there is.
+        above = f"↑ subject fidelity ({shortened(axis.subject_encoder)})"
+        axes.set_title(above, loc="left", color=ink("--soft"), fontsize="medium", pad=12)
         axes.locator_params(nbins=5 if width < 500 else 8)
         _frame(axes, points, axis.ceiling)
         front = [(point.prompt.mean, point.subject.mean) for point in frontier(points)]
@@ -166,7 +168,7 @@ def _draw(axes: Axes, point: Point, number: int, edges: Sequence[float]) -> None
 
 
 def _ceiling(axes: Axes, ceiling: float | None) -> list[Bbox]:
-    """Draw the dashed line of the real photos; returns the room that its label takes."""
+    """Draw the dashed line of the real photos; returns the room that it and its label take."""
     if ceiling is None:
         return []
     axes.axhline(ceiling, color=ink("--soft"), linewidth=1, dashes=(4, 4), zorder=1, gid="ceiling")
@@ -180,7 +182,9 @@ def _ceiling(axes: Axes, ceiling: float | None) -> list[Bbox]:
         color=ink("--soft"),
         fontsize="small",
     )
-    return [label.get_window_extent()]
+    left, right = axes.get_window_extent().intervalx
+    y = axes.transData.transform((0, ceiling))[1]
+    return [label.get_window_extent(), Bbox.from_extents(left, y - 3, right, y + 3)]
 
 
 def _label(drawing: Figure, axes: Axes, points: Sequence[Point], taken: list[Bbox]) -> None:

@@ -6,17 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from finetune.report.numbers import (
-    NOTHING,
-    Whisker,
-    count,
-    decimal,
-    interval,
-    seconds,
-    size,
-    whiskers,
+from finetune.report.charts import curve_keys
+from finetune.report.numbers import ARROWS, Whisker, count, interval, seconds, size, whiskers
+from finetune.results import (
+    REFERENCE_ROWS,
+    Cell,
+    Difference,
+    Estimate,
+    Results,
+    Row,
+    ScoreInfo,
+    Trial,
 )
-from finetune.results import REFERENCE_ROWS, Cell, Difference, Estimate, Results, ScoreInfo
+from finetune.wording import NOTHING, decimal
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,19 @@ class Cost:
     memory: str
     artifact: str
     trainable: str
+
+
+@dataclass(frozen=True)
+class Trials:
+    """A row's tries at its settings."""
+
+    row: str
+    scores: tuple[str, ...]
+    """Heads of the columns."""
+    lines: tuple[tuple[str, tuple[str, ...], str, bool], ...]
+    """Settings, a number per score, what became of it, whether it was chosen."""
+    chosen: bool
+    """Whether any was."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +214,36 @@ def _cost(name: str, cells: Sequence[Cell]) -> Cost:
         artifact=size(None if artifact is None else round(artifact)),
         trainable=_each(cell.num_trainable for cell in cells),
     )
+
+
+def trials(results: Results) -> list[Trials]:
+    """The trials of every row that was tuned."""
+    return [_trials(results, row) for row in results.rows if row.trials]
+
+
+def _trials(results: Results, row: Row) -> Trials:
+    scores = curve_keys(results, (key for trial in row.trials for key in trial.scores))
+    lines = []
+    for number, trial in enumerate(row.trials):
+        settings = ", ".join(
+            f"{name.rpartition('.')[2]} {value:g}" for name, value in trial.settings.items()
+        )
+        numbers = tuple(decimal(trial.scores.get(key)) for key, _, _ in scores)
+        chosen = number == row.chosen_trial
+        lines.append((settings, numbers, _outcome(trial, chosen=chosen), chosen))
+    heads = tuple(
+        f"{score.title} {ARROWS[score.better]}{f', by {encoder}' if encoder else ''}"
+        for _, score, encoder in scores
+    )
+    return Trials(row.name, heads, tuple(lines), row.chosen_trial is not None)
+
+
+def _outcome(trial: Trial, *, chosen: bool) -> str:
+    if trial.status == "failed":
+        return f"failed: {trial.error}"
+    if trial.allowed is False:
+        return "chosen, though outside the limits" if chosen else "outside the limits"
+    return "chosen" if chosen else ""
 
 
 def failures(results: Results) -> list[Failure]:

@@ -75,7 +75,7 @@ def test_a_comparison_its_continuation_its_merge_and_scores_of_its_pictures(
     (theirs,) = read_results(tmp_path / "scored").cells_of("pictures")
     (ours,) = own.cells_of("low")
     assert theirs.scores == ours.scores
-    assert "drift/clay-clip" in scored.stdout
+    assert "class_drift/clay-clip" in scored.stdout
 
 
 def test_a_comparison_of_which_a_row_failed_says_so_and_ends_with_code_3(

@@ -87,14 +87,15 @@ def test_every_number_is_that_of_the_pictures_on_the_disk(
             np.testing.assert_allclose(cell.scores["copy/clay-clip"][prompt], nearest, atol=2e-6)
             (spread,) = cell.scores["diversity/clay-clip"][prompt]
             assert spread == pytest.approx(float(1 - own[0] @ own[1]), abs=2e-6)
-        for prompt in (2, 3):
+        for prompt, id in ((2, "class_drift"), (3, "other_drift")):
             own, base = embedded(row, prompt), embedded(FROZEN_BASE, prompt)
             np.testing.assert_allclose(
-                cell.scores["drift/clay-clip"][prompt], 1 - (own * base).sum(1), atol=2e-6
+                cell.scores[f"{id}/clay-clip"][prompt], 1 - (own * base).sum(1), atol=2e-6
             )
+            assert not cell.scores[f"{id}/clay-clip"][5 - prompt]
         assert cell.scores["subject_fidelity/clay-clip"][2:] == ((), ())
         assert [len(rows) for rows in cell.scores["class_leak/clay-clip"]] == [0, 0, 2, 0]
-    assert mean_of(results, FROZEN_BASE, "drift") == 0
+    assert mean_of(results, FROZEN_BASE, "class_drift") == 0
     assert mean_of(results, PHOTOS_AS_OUTPUTS, "copy") == 1
     similarity = photos @ photos.T
     others = (similarity.sum() - similarity.diagonal().sum()) / 6
@@ -539,6 +540,7 @@ def test_masks_make_a_score_of_their_own_and_artifacts_need_not_be_kept(
     )
     del given["methods"]["high"]
     results = run_comparison(given)
+    assert results.title == "1 way to learn photos"
     assert [photo.masked for photo in results.subjects[0].photos] == [True, False, False]
     (cell,) = results.cells_of("low")
     encoder = clay_scorers.prompt

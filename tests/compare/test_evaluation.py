@@ -119,9 +119,10 @@ def test_the_base_s_own_pictures_have_no_drift_from_it(
         image.save(own / name)
     results = evaluate({"own": own, "other": other}, base=tiny_base)
     cells = {cell.row: cell for cell in results.cells}
-    assert cells["own"].scores["drift/clay-clip"] == ((), (), (0.0,), (0.0,))
+    assert cells["own"].scores["class_drift/clay-clip"] == ((), (), (0.0,), ())
+    assert cells["own"].scores["other_drift/clay-clip"] == ((), (), (), (0.0,))
     assert cells["own"].scores == cells[FROZEN_BASE].scores
-    (drifted,) = cells["other"].scores["drift/clay-clip"][3]
+    (drifted,) = cells["other"].scores["other_drift/clay-clip"][3]
     assert drifted is not None
     assert drifted > 0.01
     assert cells["own"].noise_seeds == cells[FROZEN_BASE].noise_seeds == ((1, 2), (1,), (1,), (1,))
@@ -178,9 +179,8 @@ def test_drift_pairs_pictures_prompt_by_prompt_whatever_their_numbers(
     Image.open(mine / "03-1.png").save(base / "03-1.png")
     results = evaluate({"mine": mine}, base_pictures=base)
     (cell,) = [cell for cell in results.cells if cell.row == "mine"]
-    of_class, unrelated = cell.scores["drift/clay-clip"][2:]
-    assert of_class == (0.0, None, None)
-    assert unrelated == (0.0,)
+    assert cell.scores["class_drift/clay-clip"][2:] == ((0.0, None, None), ())
+    assert cell.scores["other_drift/clay-clip"][2:] == ((), (0.0,))
 
 
 def test_a_damaged_picture_of_somebody_s_is_named_and_nothing_is_to_be_removed(

@@ -43,7 +43,8 @@ SCORES: dict[str, tuple[str, tuple[Role, ...]]] = {
     "prompt_fidelity": ("higher", ("test",)),
     "class_leak": ("lower", ("class",)),
     "diversity": ("neither", ("test",)),
-    "drift": ("lower", ("class", "unrelated")),
+    "class_drift": ("lower", ("class",)),
+    "other_drift": ("lower", ("unrelated",)),
     "copy": ("lower", ("test",)),
 }
 
@@ -147,7 +148,7 @@ class _Maker:
         scores = {
             f"{id}/{ENCODER}": self.table(id, subject, level)
             for id in wanted.scores
-            if trained or id != "drift"
+            if trained or "drift" not in id
         }
         nested = [
             [files[p, i] for i in range(wanted.num_images)] for p in range(len(subject.prompts))
@@ -230,7 +231,7 @@ class _Maker:
         for id in wanted.scores:
             for number, row in enumerate(wanted.methods):
                 for other in wanted.methods[number + 1 :]:
-                    certain = id in ("prompt_fidelity", "drift")
+                    certain = id in ("prompt_fidelity", "class_drift")
                     low = 0.01 if certain else -0.04
                     found.append(
                         Difference(
@@ -339,7 +340,7 @@ class _Maker:
                 for question, id, leaders in (
                     ("subject", "subject_fidelity", tuple(wanted.methods)),
                     ("prompt", "prompt_fidelity", tuple(wanted.methods[:1])),
-                    ("class", "drift", ()),
+                    ("class", "class_drift", ()),
                 )
             ),
             remarks=(wanted.note,),

@@ -16,7 +16,7 @@ from PIL import Image
 from report_results import ENCODER, NASTY, Wanted, results_in
 
 from finetune.report import write_page
-from finetune.report.page import render, same_noise
+from finetune.report.page import breakable, render, same_noise
 from finetune.results import Results, Trial
 
 Make = Callable[[Wanted], Results]
@@ -34,7 +34,7 @@ CASES = {
     "one seed failed": Wanted(seeds=(0, 1), failed=[("lora", "rex", 1), ("frozen base", "rex", 0)]),
     "no base": Wanted(has_base=False, scores=("subject_fidelity", "prompt_fidelity")),
     "no scores": Wanted(scores=(), steps=()),
-    "no prompt fidelity": Wanted(scores=("subject_fidelity", "drift", "copy")),
+    "no prompt fidelity": Wanted(scores=("subject_fidelity", "class_drift", "copy")),
     "long names": Wanted(methods=(LONG, "b"), subjects=(LONG.replace("/", " "),)),
     "nasty words": Wanted(
         methods=(f"lora {NASTY}", "b"),
@@ -44,7 +44,7 @@ CASES = {
     ),
     "many rows": Wanted(methods=[f"lora, rank {2**i}" for i in range(10)], num_images=1),
 }
-VOID = {"meta", "img", "br", "col", "input", "link", "hr", "source"}
+VOID = {"meta", "img", "br", "wbr", "col", "input", "link", "hr", "source"}
 
 
 @dataclass
@@ -302,6 +302,48 @@ def test_the_enlarged_picture_is_told_about_by_its_own_numbers(
     assert tile["data-notes"].endswith("noise seed 1001")
 
 
+def test_a_row_s_own_noun_stands_in_its_subject_s_words_alone(
+    make_results: Make, tmp_path: Path
+) -> None:
+    """Pictures of the class are of the suite's noun in every row, and so says the page."""
+    results = make_results(Wanted(num_images=1))
+    rows = tuple(
+        row.model_copy(update={"class_noun": "cat"}) if row.name == "lora" else row
+        for row in results.rows
+    )
+    cells = tuple(
+        cell.model_copy(update={"subject_phrase": "sks cat"}) if cell.row == "lora" else cell
+        for cell in results.cells
+    )
+    changed = results.model_copy(update={"rows": rows, "cells": cells})
+    asked = {
+        tile.attributes["data-prompt"]
+        for tile in Tree(render(changed, tmp_path)).root.all("button")
+        if tile.attributes.get("data-heading", "").startswith("lora")
+    }
+    assert asked == {
+        "a photo of a sks cat on the beach",
+        "a sks cat at night",
+        "a photo of a dog",
+        "a bowl of fruit",
+        "a sks cat in the rain",  # along training
+    }
+
+
+def test_a_lead_of_single_runs_says_so_beside_the_name(make_results: Make, tmp_path: Path) -> None:
+    results = make_results(Wanted())
+    first = results.verdict[0].model_copy(
+        update={"leaders": ("lora",), "scope": "1 subject, 1 training run"}
+    )
+    changed = results.model_copy(update={"verdict": (first, *results.verdict[1:])})
+    leads = [
+        p.words
+        for p in Tree(render(changed, tmp_path)).root.all("p")
+        if p.attributes.get("class") == "lead"
+    ]
+    assert leads == ["lora here: 1 subject, 1 training run", "dreambooth", "Not measured"]
+
+
 def test_pictures_of_one_place_stand_in_one_column(plain: tuple[Results, Element]) -> None:
     _, root = plain
     gallery = root.all("table")[0]
@@ -361,3 +403,7 @@ def test_noise_is_called_the_same_only_where_it_is(plain: tuple[Results, Element
             for cell in results.cells
         )
         assert not same_noise(results.model_copy(update={"cells": cells}))
+
+
+def test_names_of_rows_may_go_on_in_the_next_line_and_stay_text() -> None:
+    assert breakable("textual_inversion/<i>") == "textual_<wbr>inversion/<wbr>&lt;i&gt;"

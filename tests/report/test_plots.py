@@ -283,3 +283,31 @@ def test_texts_and_marks_stand_out(scheme: str) -> None:
     assert len(marks) == 15
     assert min(contrast(colors[name], colors["--paper"]) for name in marks) >= 3
     assert set(INKS.values()) <= set(colors)
+
+
+def test_few_looks_are_each_named_below_the_curves() -> None:
+    means = [0.1, 0.2, 0.3]
+    lines = [Line("a", 0, [8, 16, 24], means, means, means)]
+    drawn = curves_svg([Panel("drift", lines)], num_columns=2, width=860, prefix="c")
+    texts = ["".join(text.itertext()) for text in ElementTree.fromstring(drawn).iter("text")]
+    assert [text for text in texts if text.isdigit()] == ["8", "16", "24"]
+
+
+@pytest.mark.parametrize(("width", "height"), [(860, 540), (358, 440)])
+def test_names_keep_clear_of_the_photos_line_and_long_tick_labels_of_the_title(
+    width: int, height: int
+) -> None:
+    """A point just below the line has its name below it; ticks such as -0.25 push no title out of sight."""
+    points = [Point("method", Span(0.5, 0.4, 0.6), Span(0.35, -0.3, 0.7), drift=0.1)]
+    axis = Axis("clip-b32", "dino-s16", ceiling=0.4)
+    drawn = pareto_svg(points, axis, width=width, height=height, prefix="p")
+    root = ElementTree.fromstring(drawn)
+    ((_, line), _) = ends(part(root, "p-ceiling"))
+    heights = [position(text)[1] for text in part(root, "p-name-0").iter("text")]
+    assert min(heights) - 10 > line or max(heights) + 4 < line
+    (title,) = [
+        text for text in root.iter("text") if "".join(text.itertext()).startswith("↑ subject")
+    ]
+    assert title.attrib.get("text-anchor", "start") == "start"
+    assert position(title)[0] > 0
+    assert position(title)[1] > 10

@@ -11,35 +11,16 @@ from finetune.report import charts, tables
 from finetune.report.numbers import (
     Whisker,
     count,
-    decimal,
     interval,
-    listing,
-    plural,
     seconds,
     size,
     whiskers,
 )
 from finetune.report.page import facts
-from finetune.results import REAL_PHOTOS, Cell, Costs, Difference, Estimate, Results
+from finetune.results import REAL_PHOTOS, Cell, Costs, Difference, Estimate, Results, Trial
 
 Make = Callable[[Wanted], Results]
 MINUS = "\N{MINUS SIGN}"
-
-
-@pytest.mark.parametrize(
-    ("value", "signed", "text"),
-    [
-        (None, False, "–"),
-        (0.12345, False, "0.123"),
-        (-0.12345, False, f"{MINUS}0.123"),
-        (0.12345, True, "+0.123"),
-        (-0.0001, True, "0.000"),
-        (0.0, True, "0.000"),
-        (1.0, False, "1.000"),
-    ],
-)
-def test_decimals(value: float | None, signed: bool, text: str) -> None:
-    assert decimal(value, signed=signed) == text
 
 
 def test_intervals_are_written_whole_or_not_at_all() -> None:
@@ -68,12 +49,10 @@ def test_durations(value: float | None, text: str) -> None:
     assert seconds(value) == text
 
 
-def test_counts_sizes_and_lists() -> None:
+def test_counts_and_sizes() -> None:
     assert count(797_184) == "797\N{NARROW NO-BREAK SPACE}184"
     assert (count(None), count(12)) == ("–", "12")
     assert (size(None), size(3_190_000), size(512)) == ("–", "3.2 MB", "512 bytes")
-    assert [listing(["a", "b", "c"][:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
-    assert (plural(1, "prompt"), plural(0, "prompt")) == ("1 prompt", "0 prompts")
 
 
 def test_whiskers_share_one_scale() -> None:
@@ -103,10 +82,10 @@ def test_the_better_row_is_named_whatever_is_better(make_results: Make) -> None:
 
     assert said("subject_fidelity", "higher") == "a is better"
     assert said("subject_fidelity", "lower") == "b is better"
-    assert said("drift", "higher") == "b is better"
-    assert said("drift", "lower") == "a is better"
+    assert said("class_drift", "higher") == "b is better"
+    assert said("class_drift", "lower") == "a is better"
     assert said("diversity", "lower") == "b is higher"
-    assert said("drift", "cannot tell") == "cannot tell"
+    assert said("class_drift", "cannot tell") == "cannot tell"
 
 
 def test_the_table_of_scores_holds_every_summary(make_results: Make) -> None:
@@ -180,7 +159,7 @@ def test_plots_take_the_headline_scores(make_results: Make) -> None:
     found = {(s.row, s.score): s.estimate for s in results.summaries}
     lora = found["lora", f"subject_fidelity/{ENCODER}"]
     assert (points[2].subject.mean, points[2].subject.low) == (lora.mean, lora.low)
-    assert points[2].drift == found["lora", f"drift/{ENCODER}"].mean
+    assert points[2].drift == found["lora", f"class_drift/{ENCODER}"].mean
     assert [point.drift for point in points if point.reference] == [None]
     (panel,) = charts.panels(results)
     assert [(line.name, line.series, line.recommended) for line in panel.lines] == [
@@ -191,7 +170,78 @@ def test_plots_take_the_headline_scores(make_results: Make) -> None:
     others = tuple(score.model_copy(update={"headline": False}) for score in results.scores)
     bare = results.model_copy(update={"scores": others})
     assert charts.points(bare) == ([], None)
-    assert charts.pareto(bare) == charts.curves(bare) == []
+    assert charts.pareto(bare) == []
+
+
+def test_curves_are_drawn_by_whatever_network_judged_them_and_name_it(make_results: Make) -> None:
+    """Validation may have judges of its own; drift along training is a score of no table."""
+    results = make_results(Wanted(methods=("lora",)))
+    (panel,) = charts.panels(results)
+    assert panel.title == "Subject fidelity ↑"
+    (curve,) = results.curves
+    (means,) = curve.scores.values()
+    own = curve.model_copy(
+        update={
+            "scores": {f"drift/{ENCODER}": means, "subject_fidelity/dino-s16": means},
+            "limits": {f"drift/{ENCODER}": 0.2},
+        }
+    )
+    first, second = charts.panels(results.model_copy(update={"curves": (own,)}))
+    assert first.title == "Subject fidelity ↑, by dino-s16"
+    assert second.title == "Drift from the frozen base ↓"
+    assert [line.means for line in first.lines] == [[estimate.mean for estimate in means]]
+    assert second.limits == [0.2]
+
+
+def test_trials_show_what_judged_them_and_that_the_chosen_one_broke_limits(
+    make_results: Make,
+) -> None:
+    results = make_results(Wanted(methods=("lora",), steps=()))
+
+    def trial(rate: float, subject: float, allowed: bool) -> Trial:
+        scores = {
+            "prompt_fidelity/clip-b32": 0.3,
+            "subject_fidelity/dino-s16": subject,
+            f"drift/{ENCODER}": 0.25,
+            "copy/dino-s16": 0.9,
+        }
+        return Trial(
+            settings={"method.learning_rate": 3.0 * rate, "training.num_steps": 200},
+            status="finished",
+            scores=scores,
+            allowed=allowed,
+        )
+
+    tried = (trial(1e-4, 0.5, False), trial(1e-3, 0.6, False), trial(1e-5, 0.2, True))
+    failed = Trial(settings={"method.learning_rate": 1.0}, status="failed", error="No memory.")
+
+    def shown(chosen: int | None) -> tables.Trials:
+        changes = {"trials": (*tried, failed), "chosen_trial": chosen}
+        rows = tuple(
+            row.model_copy(update=changes) if row.name == "lora" else row for row in results.rows
+        )
+        (found,) = tables.trials(results.model_copy(update={"rows": rows}))
+        return found
+
+    found = shown(0)
+    assert found.scores == (
+        "Subject fidelity ↑, by dino-s16",
+        "Prompt fidelity ↑, by clip-b32",
+        "Drift from the frozen base ↓",
+    )
+    assert found.lines[0] == (
+        "learning_rate 0.0003, num_steps 200",
+        ("0.500", "0.300", "0.250"),
+        "chosen, though outside the limits",
+        True,
+    )
+    assert [outcome for _, _, outcome, _ in found.lines[1:]] == [
+        "outside the limits",
+        "",
+        "failed: No memory.",
+    ]
+    assert shown(2).lines[2][2:] == ("chosen", True)
+    assert not shown(None).chosen
 
 
 def test_facts_count_what_was_compared(make_results: Make) -> None:
