@@ -250,11 +250,12 @@ RUNS_ONLY = (
 )
 AGAINST_BASE = (
     ("subject_fidelity", 0, "Cannot be told from the frozen base in subject fidelity"),
+    ("subject_fidelity", -1, "Further from the subject than the frozen base"),
     ("prompt_fidelity", -1, "Obey prompts less than the frozen base"),
     ("class_leak", 1, "Drew the whole class towards the subject, measured from the frozen base"),
     ("diversity", -1, "Pictures of a prompt differ less than the frozen base's"),
 )
-"""A score's id, the sign of its difference from the base that is remarked upon (0: not above), the words."""
+"""A score's id, the sign of its difference from the base that is remarked upon (0: none seen), the words."""
 
 
 def _against_base(
@@ -265,6 +266,6 @@ def _against_base(
     held = measured(tables, rows, key) if key in references.frozen_base else []
     for row in held:
         found = difference(tables[row][key], references.frozen_base[key], level=LEVEL)
-        if found.low is not None and (found.sign == direction or found.sign < direction == 0):
+        if found.low is not None and found.sign == direction:
             amounts.append(f"{quoted(row)} by {_amount(found, sign=direction or 1)}")
     return amounts

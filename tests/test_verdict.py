@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -225,10 +227,17 @@ def test_rows_are_remarked_upon_that_learnt_nothing_or_harmed_the_base() -> None
             "class_leak/e": table(leak, seed=seed + 2),
         }
 
-    tables = {"idle": scores(0.30, 0.35, 0.3, 1), "greedy": scores(0.7, 0.2, 0.6, 5)}
+    tables = {
+        "idle": scores(0.30, 0.35, 0.3, 1),
+        "greedy": scores(0.7, 0.2, 0.6, 5),
+        "lost": scores(0.10, 0.35, 0.3, 11),
+    }
     references = References(scores(0.30, 0.35, 0.3, 9))
     remarks = " ".join(verdict(tables, list(tables), references=references).remarks)
-    assert "Cannot be told from the frozen base in subject fidelity: idle by" in remarks
+    assert re.search(
+        r"Cannot be told from the frozen base in subject fidelity: idle by [^:]*\)\. F", remarks
+    )
+    assert "Further from the subject than the frozen base: lost by 0.200 (" in remarks
     assert "Obey prompts less than the frozen base: greedy by 0.150 (" in remarks
     assert "towards the subject, measured from the frozen base: greedy by 0.300 (" in remarks
 
