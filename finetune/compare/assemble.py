@@ -68,13 +68,7 @@ def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str)
     draft = Results(
         title=_title(planned),
         made=made_by(command),
-        base=BaseInfo(
-            source=base.source,
-            family=base.family.name,
-            fingerprint=base.fingerprint,
-            dtype=config.base.dtype,
-            size=planned.sampling.size or 0,
-        ),
+        base=base_info(base, dtype=config.base.dtype, size=planned.sampling.size),
         budget=_budget(planned),
         rule=_rule(planned),
         num_images=config.num_images,
@@ -93,6 +87,17 @@ def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str)
         settings=config.model_dump(mode="json", exclude={"output"}),
     )
     return completed(draft)
+
+
+def base_info(base: BasePipeline, *, dtype: str, size: int | None) -> BaseInfo:
+    """The record of a base whose pictures have `size` pixels a side."""
+    return BaseInfo(
+        source=base.source,
+        family=base.family.name,
+        fingerprint=base.fingerprint,
+        dtype=dtype,
+        size=size or 0,
+    )
 
 
 def scored(cells: Sequence[Cell], meter: SubjectMeter, root: Path) -> list[Cell]:

@@ -55,10 +55,16 @@ def trials_of(tune: TuneConfig) -> list[Trial]:
     return [Trial(*combinations[place]) for place in places]
 
 
-def check_row_name(name: str, field: str, taken: Mapping[str, object]) -> None:
-    """Raise `ConfigError` for a name that no row can have."""
+def check_row_name(
+    name: str,
+    where: str,
+    taken: Mapping[str, object],
+    *,
+    remedy: str = "choose another name for this row",
+) -> None:
+    """Raise `ConfigError` for a name that no row can have; `remedy` says what to do about it."""
     if name in REFERENCE_ROWS or name in taken or not is_plain_name(name) or is_reserved(name):
-        raise ConfigError(f"{field}.{name}: choose another name for this row.")
+        raise ConfigError(f"{where}: {remedy}.")
 
 
 def _check_sections(config: CompareConfig, name: str) -> None:
@@ -158,7 +164,7 @@ def method_runs(config: CompareConfig, load_method: MethodLoader) -> dict[str, R
     taken: dict[str, object] = {}
     for field, names in (("methods", config.methods), ("artifacts", config.artifacts)):
         for name in names:
-            check_row_name(name, field, taken)
+            check_row_name(name, f"{field}.{name}", taken)
             taken[name] = None
     # A folder of subjects says what they are later.
     data = config.data.model_copy(update={"class_noun": config.data.class_noun or "subject"})
