@@ -210,8 +210,8 @@ def parse_yaml(text: str, source: str) -> Any:
     return values
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises `ConfigError` if there is none."""
+def read_yaml(path: Path, *, holding: str = "sections (base:, data:, method: …)") -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `ConfigError`, with what it should hold, if there is none."""
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise ConfigError(f"{path} is larger than a megabyte, so it is no configuration.")
@@ -222,7 +222,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not UTF-8 text: {error.reason}.") from error
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} should hold sections (base:, data:, method: …).")
+        raise ConfigError(f"{path} should hold {holding}.")
     return values
 
 

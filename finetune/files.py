@@ -159,6 +159,14 @@ def is_reserved(name: str) -> bool:
     return name.startswith(".")
 
 
+def require_new(folder: Path, option: str) -> None:
+    """Raise `CheckpointError` unless `folder` is empty or not there; `option` chooses another."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(
+            f"{folder} is there already, and nothing is written over. Choose another folder with {option}."
+        )
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder so that a kill on the way leaves nothing under its name."""
     outgoing = path.with_name(f".{path.name}.outgoing")
@@ -167,10 +175,10 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(outgoing)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """The values in a JSON file. Raises `ValueError` for what is none or too large, else `OSError`."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"it is larger than {in_words(MAX_JSON_BYTES)}")
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"it is larger than {in_words(max_bytes)}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:

@@ -21,6 +21,8 @@ from finetune.files import read_json, write_text
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
+MAX_RESULTS_BYTES = 500_000_000
+"""Of a file that is read: two million scored pictures."""
 FROZEN_BASE, REAL_PHOTOS, PHOTOS_AS_OUTPUTS = "frozen base", "real photos", "photos as outputs"
 REFERENCE_ROWS = (REAL_PHOTOS, PHOTOS_AS_OUTPUTS, FROZEN_BASE)
 """In the order in which they stand before other rows."""
@@ -163,7 +165,7 @@ class Cell(Record):
     recommended_step: int | None = None
     """By the checkpoint rule, where there is a curve."""
     overfits_from: int | None = None
-    """First step after which no checkpoint meets the rule's limits any more; None if it never overfits."""
+    """Step from which on no checkpoint meets the rule's limits any more; None if it never overfits."""
     artifact_bytes: int | None = None
     num_trainable: int | None = None
     """Trained numbers."""
@@ -371,7 +373,7 @@ def read_results(path: Path) -> Results:
     """The results in a file, or in a folder that holds results.json. Raises `ArtifactError`."""
     file = path / RESULTS if path.is_dir() else path
     try:
-        values = read_json(file)
+        values = read_json(file, max_bytes=MAX_RESULTS_BYTES)
     except (OSError, ValueError) as error:
         raise ArtifactError(
             f"{file} cannot be read as results of a comparison: {error}. Give the folder that `finetune "

@@ -167,6 +167,10 @@ def evaluate(
         str,
         typer.Option(help="The prompts they were made with: a file with one a line, or a set."),
     ],
+    name: Annotated[
+        str | None,
+        typer.Option(help="What the subject is called; its folder's name if not told."),
+    ] = None,
     kind: Annotated[str, typer.Option(help="live or object, for prompts per kind.")] = "object",
     base: Annotated[
         str | None,
@@ -200,11 +204,13 @@ def evaluate(
     """
     from data_prep.config import DataConfig
     from finetune.base import BaseConfig, load_base
-    from finetune.compare.evaluation import Wanted, check_new, evaluated, find_all
+    from finetune.compare.evaluation import Wanted, check_base, evaluated, find_all
     from finetune.compare.folders import prompts_of
     from finetune.compare.measure import Scorers
-    from finetune.config import validate
+    from finetune.compare.suite import subject_name
+    from finetune.config import is_plain_name, validate
     from finetune.encoders import ScorersConfig
+    from finetune.files import is_reserved, require_new
     from finetune.generate import SamplingConfig
     from finetune.prompts import KINDS, read_prompts
     from finetune.report import write_page
@@ -212,11 +218,15 @@ def evaluate(
 
     if kind not in KINDS:
         raise UserError(f"--kind: '{kind}' is not one of {', '.join(KINDS)}.")
+    if name is not None and (not is_plain_name(name) or is_reserved(name)):
+        raise UserError(f"--name: '{name}' cannot be a folder's name. Choose another.")
     if base is not None and base_pictures is not None:
         raise UserError("Give --base or --base-pictures, not both.")
     lines = read_prompts(prompts, field="--prompts").of(kind)
     wanted = Wanted(
         folders=_rows(folders),
+        name=name or subject_name(subject),
+        kind="live" if kind == "live" else "object",
         photos=validate(DataConfig, {"photos": subject, "class_noun": class_noun}, "options"),
         prompts=prompts_of([line.text for line in lines], class_noun),
         base_pictures=base_pictures,
@@ -226,17 +236,19 @@ def evaluate(
         {"scheduler": scheduler, "num_steps": steps, "guidance_scale": guidance_scale},
         "options",
     )
-    check_new(output)
-    find_all(wanted)
+    require_new(output, "--output")
+    tables, _ = find_all(wanted)
+    loaded = None if base is None else load_base(BaseConfig(source=base)).to(training_device())
+    if loaded is not None:
+        check_base(tables, loaded)
     names = ScorersConfig(subject=tuple(scorer or ()), prompt=prompt_scorer).resolved(base)
     scorers = Scorers.load(names, device=training_device())
-    loaded = None if base is None else load_base(BaseConfig(source=base)).to(training_device())
     results = evaluated(
         wanted, output, scorers=scorers, base=loaded, sampling=sampling, command=command_line()
     )
     page = write_page(results, output)
-    for summary in results.summaries:
-        _say_summary(summary)
+    _say_scores(results)
+    _say(results)
     typer.echo(f"Page: {page}")
 
 
@@ -248,9 +260,18 @@ def _rows(folders: list[Path]) -> dict[str, Path]:
     return dict(zip(names, folders, strict=True))
 
 
-def _say_summary(summary: Any) -> None:
-    found = summary.estimate
-    if found.mean is None:
-        return
-    interval = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
-    typer.echo(f"{summary.row:24} {summary.score:32} {found.mean:.3f}{interval}")
+def _say_scores(results: Any) -> None:
+    """Every row's scores by their titles, and what a reader has to know."""
+    ids = [score.id for score in results.scores]
+    titles = {
+        score.key: score.title if ids.count(score.id) == 1 else f"{score.title} ({score.encoder})"
+        for score in results.scores
+    }
+    for summary in results.summaries:
+        found = summary.estimate
+        if found.mean is not None:
+            interval = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
+            title = titles[summary.score]
+            typer.echo(f"{summary.row:24} {title:42} {found.mean:.3f}{interval}")
+    for remark in results.remarks:
+        typer.echo(remark)

@@ -69,13 +69,7 @@ def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str)
     draft = Results(
         title=_title(planned),
         made=made_by(command),
-        base=BaseInfo(
-            source=base.source,
-            family=base.family.name,
-            fingerprint=base.fingerprint,
-            dtype=config.base.dtype,
-            size=planned.sampling.size or 0,
-        ),
+        base=base_info(base, dtype=config.base.dtype, size=planned.sampling.size),
         budget=_budget(planned),
         rule=_rule(planned),
         num_images=config.num_images,
@@ -94,6 +88,17 @@ def assembled(made: Made, base: BasePipeline, scorers: Scorers, *, command: str)
         settings=config.model_dump(mode="json", exclude={"output"}),
     )
     return completed(draft)
+
+
+def base_info(base: BasePipeline, *, dtype: str, size: int | None) -> BaseInfo:
+    """The record of a base whose pictures have `size` pixels a side."""
+    return BaseInfo(
+        source=base.source,
+        family=base.family.name,
+        fingerprint=base.fingerprint,
+        dtype=dtype,
+        size=size or 0,
+    )
 
 
 def scored(cells: Sequence[Cell], meter: SubjectMeter, root: Path) -> list[Cell]:
@@ -184,7 +189,7 @@ def _rows(made: Made) -> tuple[Row, ...]:
                 settings[section][key] = value
         elif tuned is not None:
             why = tuned.records[0].error
-            error = f"All {len(tuned.records)} trials failed, so it was not compared: {why}"
+            error = f"No trial of {len(tuned.records)} succeeded, so it was not compared: {why}"
         rows.append(
             Row(
                 name=name,

@@ -97,7 +97,8 @@ class CompareConfig(Section):
     class_prompt: str = "a photo of a {class}"
     """Shows whether the class is still itself."""
     unrelated_prompts: tuple[str, ...] = ("a photo of a car on the beach", "a photo of a mug")
-    """Show whether everything else is still itself; one that names a subject's class is left out for it."""
+    """Show whether everything else is still itself; one that names a subject's class is left out for it. May
+    be empty."""
     num_images: int = Field(4, gt=0)
     """Pictures per prompt, row, subject and seed, with the same noise in every row."""
     seed: int = 0

@@ -32,6 +32,10 @@ class FoundPicture:
     seed: int | None
 
 
+Found = Sequence[Sequence[FoundPicture]]
+"""Pictures [prompt, picture]."""
+
+
 def prompts_of(templates: Sequence[str], class_noun: str) -> tuple[Prompt, ...]:
     """Prompts with their roles: with `{subject}` test, with `{class}` class, else unrelated.
 
@@ -100,8 +104,12 @@ def _by_name(folder: Path) -> list[FoundPicture]:
 
 def _from_metadata(path: Path, prompts: Sequence[Prompt]) -> list[FoundPicture]:
     texts = {text: place for place, p in enumerate(prompts) for text in (p.template, p.text)}
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason}. Save it as UTF-8.") from error
     found = []
-    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -124,7 +132,7 @@ def _from_metadata(path: Path, prompts: Sequence[Prompt]) -> list[FoundPicture]:
     return found
 
 
-def check_same_seeds(tables: Mapping[str, Sequence[Sequence[FoundPicture]]]) -> None:
+def check_same_seeds(tables: Mapping[str, Found]) -> None:
     """Raise `ConfigError` where two folders say that a picture's seed is another at the same place."""
     names = list(tables)
     for name in names[1:]:
@@ -132,7 +140,7 @@ def check_same_seeds(tables: Mapping[str, Sequence[Sequence[FoundPicture]]]) -> 
             for first, second in zip(*rows, strict=False):
                 if None not in (first.seed, second.seed) and first.seed != second.seed:
                     raise ConfigError(
-                        f"{first.path} and {second.path}, both of prompt {prompt}, have other seeds, so "
-                        f"{names[0]} and {name} cannot be compared picture by picture. Make them with the "
+                        f"{first.path} and {second.path}, both of prompt {prompt}, have different seeds, "
+                        f"so {names[0]} and {name} cannot be compared picture by picture. Make them with the "
                         "same seeds."
                     )

@@ -71,7 +71,7 @@ def plan(config: CompareConfig, base: BasePipeline, load_method: MethodLoader) -
     }
     for name, by_subject in artifacts.items():
         rows[name] = {
-            subject: {"files": artifact_identity(row.path), "phrase": row.phrase}
+            subject: {"files": artifact_identity(row.source.path), "phrase": row.phrase}
             for subject, row in by_subject.items()
         }
     identity = identity_of(config, base, subjects, rows, sampling)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from finetune.results import Prompt, Role
 from finetune.validation import ValidationConfig
 
 SUBJECTS_FILE = "subjects.yaml"
+_LINES = "a line for each subject ('rex: {class_noun: dog, kind: live}')"
 
 
 class SubjectEntry(Section):
@@ -48,10 +50,6 @@ class SuiteSubject:
     validation: tuple[str, ...]
     """Templates of the validation prompts."""
 
-    def of_role(self, role: Role) -> list[int]:
-        """Places of a role's prompts among `prompts`."""
-        return [place for place, prompt in enumerate(self.prompts) if prompt.role == role]
-
     def identity(self) -> dict[str, Any]:
         """What a comparison remembers of it: no paths."""
         data = self.data.model_dump(mode="json", exclude={"photos", "more_photos", "class_noun"})
@@ -64,7 +62,8 @@ class SuiteSubject:
         }
 
 
-def _name_of(photos: str) -> str:
+def subject_name(photos: str) -> str:
+    """What a subject is called: as the folder, or data set, of its photos."""
     name = printable(Path(photos).expanduser().resolve().name) or "subject"
     return name if is_plain_name(name) else "subject"
 
@@ -85,18 +84,11 @@ def _entries(config: CompareConfig) -> dict[str, SubjectEntry]:
                 "data.class_noun is not set; the frozen base needs it (data.class_noun=dog)."
             )
         entry = SubjectEntry(class_noun=data.class_noun, kind=config.kind, photos=data.photos)
-        return {_name_of(data.photos): entry}
+        return {subject_name(data.photos): entry}
     for field, given in (("class_noun", data.class_noun), ("more_photos", data.more_photos)):
         if given:
             raise ConfigError(f"data.{field}: of a folder of subjects {file} says it for each.")
-    entries = {}
-    for name, values in read_yaml(file).items():
-        if not is_plain_name(str(name)) or str(name).startswith("."):
-            raise ConfigError(f"{file}: '{name}' cannot be a folder's name. Choose another.")
-        said = values if isinstance(values, dict) else {"class_noun": values}
-        entry = validate(SubjectEntry, said, f"{file}, {name}")
-        photos = str(folder / (entry.photos or str(name)))
-        entries[str(name)] = entry.model_copy(update={"photos": photos})
+    entries = _listed(file)
     for name in config.subjects:
         if name not in entries:
             raise ConfigError(
@@ -104,6 +96,22 @@ def _entries(config: CompareConfig) -> dict[str, SubjectEntry]:
                 f"{did_you_mean(name, entries)}"
             )
     return {name: entries[name] for name in config.subjects} or entries
+
+
+def _listed(file: Path) -> dict[str, SubjectEntry]:
+    """What subjects.yaml holds."""
+    values_by_name = read_yaml(file, holding=_LINES)
+    if not values_by_name:
+        raise ConfigError(f"{file} should hold {_LINES}.")
+    entries = {}
+    for name, values in values_by_name.items():
+        if not is_plain_name(str(name)) or str(name).startswith("."):
+            raise ConfigError(f"{file}: '{name}' cannot be a folder's name. Choose another.")
+        said = values if isinstance(values, dict) else {"class_noun": values}
+        entry = validate(SubjectEntry, said, f"{file}, {name}")
+        photos = str(file.parent / (entry.photos or str(name)))
+        entries[str(name)] = entry.model_copy(update={"photos": photos})
+    return entries
 
 
 def _refuse_bare_suite(folder: Path) -> None:
@@ -131,18 +139,28 @@ def _prompts(
         raise ConfigError(
             f"class_prompt: '{config.class_prompt}' should hold {{class}} and not {{subject}}."
         )
-    noun = normalised(class_noun)
-    unrelated = []
-    for line in read_prompts(config.unrelated_prompts, field="unrelated_prompts").of("object"):
-        if "{" in line.text:
-            raise ConfigError(f"{line.where}: '{line.text}' is about the subject or its class.")
-        if noun not in normalised(line.text):
-            unrelated.append(prompt(line.text, "unrelated", "unrelated_prompts"))
     return (
         *(prompt(line.text, "test", line.where) for line in lines),
         prompt(config.class_prompt, "class", "class_prompt"),
-        *unrelated,
+        *(
+            prompt(text, "unrelated", "unrelated_prompts")
+            for text in _unrelated(config, class_noun)
+        ),
     )
+
+
+def _unrelated(config: CompareConfig, class_noun: str) -> list[str]:
+    """The unrelated prompts that do not name a class, be it as one or as several."""
+    if not config.unrelated_prompts:
+        return []
+    class_named = re.compile(rf"\b{re.escape(normalised(class_noun))}(?:e?s)?\b")
+    found = []
+    for line in read_prompts(config.unrelated_prompts, field="unrelated_prompts").of("object"):
+        if "{" in line.text:
+            raise ConfigError(f"{line.where}: '{line.text}' is about the subject or its class.")
+        if not class_named.search(normalised(line.text)):
+            found.append(line.text)
+    return found
 
 
 def check_disjoint(prompts: Sequence[Prompt], validation: Sequence[str]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from finetune.cli import app
@@ -60,7 +63,7 @@ def test_a_comparison_its_continuation_its_merge_and_scores_of_its_pictures(
     own, joined = read_results(out), read_results(both)
     assert joined.summaries == own.summaries
     assert joined.verdict == own.verdict
-    assert "writes over nothing" in refusal("compare", "--from", out, f"output={both}")
+    assert "nothing is written over" in refusal("compare", "--from", out, f"output={both}")
 
     prompts = tmp_path / "prompts.txt"
     subject = own.subjects[0]
@@ -75,7 +78,14 @@ def test_a_comparison_its_continuation_its_merge_and_scores_of_its_pictures(
     (theirs,) = read_results(tmp_path / "scored").cells_of("pictures")
     (ours,) = own.cells_of("low")
     assert theirs.scores == ours.scores
-    assert "class_drift/clay-clip" in scored.stdout
+    assert read_results(tmp_path / "scored").subjects[0].name == "rex"
+    means = {s.score: s.estimate for s in read_results(tmp_path / "scored").summaries
+             if s.row == "pictures"}  # fmt: skip
+    mean = means["class_drift/clay-clip"].mean
+    assert re.search(rf"^pictures +Drift of the class +{mean:.3f}", scored.stdout, re.M)
+    assert "class_drift/clay-clip" not in scored.stdout
+    for remark in read_results(tmp_path / "scored").remarks:
+        assert remark in scored.stdout
 
 
 def test_a_comparison_of_which_a_row_failed_says_so_and_ends_with_code_3(
@@ -89,10 +99,10 @@ def test_a_comparison_of_which_a_row_failed_says_so_and_ends_with_code_3(
     config.write_text(yaml.safe_dump({**values, "tune": tune}))
     result = invoke("compare", config)
     assert result.exit_code == 3, (result.output, result.exception)
-    assert "Failed: low on all, seed all: All 1 trials failed" in result.stderr
+    assert "Failed: low on all, seed all: No trial of 1 succeeded" in result.stderr
     assert "--retry-failed" in result.stdout
     assert f"Page: {tmp_path / 'out' / 'report.html'}" in result.stdout
-    assert "All 1 trials failed" in (tmp_path / "out" / "report.html").read_text()
+    assert "No trial of 1 succeeded" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing_behind(config: Path, tmp_path: Path) -> None:
@@ -113,7 +123,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing_behind(config: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_mistakes_in_an_evaluation(suite_folder: Path, tmp_path: Path) -> None:
+def test_mistakes_in_an_evaluation(suite_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
     pictures = suite_folder / "rex"  # 0.png, 1.png, 2.png: of prompts 0, 1 and 2
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a {subject} at sea\n")
@@ -126,6 +136,12 @@ def test_mistakes_in_an_evaluation(suite_folder: Path, tmp_path: Path) -> None:
     assert "'alive' is not one of live, object" in refusal(*common, "--kind", "alive")
     prompts.write_text("a {subject} at sea\na {subject} by day\na {subject} by night\n")
     assert "There is no scorer 'clip'" in refusal(*common, "--scorer", "clip")
+    assert "--name: '../rex' cannot be" in refusal(*common, "--name", "../rex")
+    small = tmp_path / "small"
+    shutil.copytree(pictures, small)
+    Image.new("RGB", (17, 17)).save(small / "0.png")
+    wrong = refusal(*(small if a == pictures else a for a in common), "--base", tiny_folder)
+    assert wrong.startswith(f"--base: small holds pictures of 17 × 17, and {tiny_folder} makes")
     assert not (tmp_path / "scored").exists()
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps({"schema_version": 1}))

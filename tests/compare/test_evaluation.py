@@ -15,6 +15,7 @@ from data_prep.config import DataConfig
 from finetune.compare.evaluation import Wanted, evaluated, open_given
 from finetune.compare.folders import find_pictures, prompts_of
 from finetune.compare.measure import Scorers
+from finetune.compare.merge import merged
 from finetune.errors import CheckpointError, ConfigError, DataError
 from finetune.generate import SamplingConfig, generate
 from finetune.results import FROZEN_BASE, Results
@@ -66,6 +67,8 @@ def test_pictures_that_cannot_be_placed_are_named(pictures: Fill, tmp_path: Path
             find_pictures(folder, PROMPTS)
 
     refused("is no folder", tmp_path / "gone")
+    (pictures("latin", "x.png") / "metadata.jsonl").write_bytes(b'{"file_name": "caf\xe9.png"}')
+    refused("metadata.jsonl is not UTF-8 text", tmp_path / "latin")
     (tmp_path / "empty").mkdir()
     refused("holds no pictures", tmp_path / "empty")
     refused("beach.png does not tell which prompt", pictures("odd", "beach.png"))
@@ -87,6 +90,8 @@ def evaluate(suite_folder: Path, clay_scorers: Scorers, tmp_path: Path) -> Calla
     def run(folders: dict[str, Path], *, base: Any = None, **options: Any) -> Results:
         wanted = Wanted(
             folders=folders,
+            name=options.pop("name", "rex"),
+            kind="live",
             photos=DataConfig(photos=str(suite_folder / "rex"), class_noun="dog"),
             prompts=PROMPTS,
             base_pictures=options.pop("base_pictures", None),
@@ -144,7 +149,7 @@ def test_scores_without_a_base_leave_out_what_is_a_difference(
         f"{id}/clay-clip" for id in ("subject_fidelity", "prompt_fidelity", "copy", "copy_share")
     }
     before = (tmp_path / "scores" / "results.json").read_bytes()
-    with pytest.raises(CheckpointError, match="written over nothing"):
+    with pytest.raises(CheckpointError, match="nothing is written over"):
         evaluate({"mine": tmp_path / "mine"})
     assert (tmp_path / "scores" / "results.json").read_bytes() == before
 
@@ -161,13 +166,48 @@ def test_seeds_that_do_not_fit_are_refused(
     evaluate: Callable[..., Results], pictures: Fill, tiny_base: Any, tmp_path: Path
 ) -> None:
     one, two = pictures("one", "00-1.png"), pictures("two", "00-2.png")
-    with pytest.raises(ConfigError, match="both of prompt 0, have other seeds"):
+    with pytest.raises(ConfigError, match="both of prompt 0, have different seeds"):
         evaluate({"one": one, "two": two})
     with pytest.raises(ConfigError, match=r"x\.png of mine does not tell its seed"):
         evaluate({"mine": pictures("mine", "00-x.png")}, base=tiny_base)
     with pytest.raises(ConfigError, match="one: rename the folder"):
         evaluate({"frozen base": one})
     assert not (tmp_path / "scores").exists()
+
+
+def test_pictures_that_the_base_cannot_make_are_refused_before_anything_is_made(
+    evaluate: Callable[..., Results], pictures: Fill, tiny_base: Any, tmp_path: Path
+) -> None:
+    odd = pictures("odd", "00-1.png", size=17)
+    with pytest.raises(ConfigError, match=r"--base: odd holds pictures of 17 × 17.*multiples of"):
+        evaluate({"odd": odd}, base=tiny_base)
+    Image.new("RGB", (16, 24)).save(odd / "00-1.png")
+    with pytest.raises(ConfigError, match=r"--base: odd holds pictures of 16 × 24"):
+        evaluate({"odd": odd}, base=tiny_base)
+    large, small = pictures("large", "00-1.png", size=32), pictures("small", "00-1.png")
+    with pytest.raises(ConfigError, match=r"large: 32 × 32; small: 16 × 16.*one size at a time"):
+        evaluate({"large": large, "small": small}, base=tiny_base)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "odd", "small"]
+
+
+def test_evaluations_of_several_subjects_are_joined(
+    evaluate: Callable[..., Results], pictures: Fill, tiny_base: Any, tmp_path: Path
+) -> None:
+    """A row of the same name on two subjects, with other pictures under the same names."""
+    folders = {name: pictures(f"{name}/mine", "00-1.png", "02-1.png") for name in ("rex", "tom")}
+    Image.new("RGB", (16, 16), "red").save(folders["tom"] / "00-1.png")
+    for name, folder in folders.items():
+        evaluate({"mine": folder}, name=name, base=tiny_base, output=tmp_path / f"of-{name}")
+    both = merged([tmp_path / "of-rex", tmp_path / "of-tom"], tmp_path / "both", command="x")
+    assert [subject.name for subject in both.subjects] == ["rex", "tom"]
+    assert both.base is not None
+    assert (both.base.dtype, both.sampling["size"]) == ("float32", 16)
+    for name, folder in folders.items():
+        (cell,) = [cell for cell in both.cells_of("mine") if cell.subject == name]
+        kept = Image.open(tmp_path / "both" / cell.pictures[0][0])
+        assert kept.tobytes() == Image.open(folder / "00-1.png").tobytes()
+    (row,) = [row for row in both.rows if row.name == "mine"]
+    assert row.settings == {"path": {name: str(folder) for name, folder in folders.items()}}
 
 
 def test_drift_pairs_pictures_prompt_by_prompt_whatever_their_numbers(

@@ -83,5 +83,5 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(
     refused("leads out of its folder|not the same", tmp_path / "rank")
     target.mkdir()
     (target / "thesis.txt").write_text("precious")
-    with pytest.raises(CheckpointError, match="writes over nothing"):
+    with pytest.raises(CheckpointError, match="nothing is written over"):
         merged(two, target, command="x")

@@ -80,6 +80,18 @@ def test_an_unrelated_prompt_that_names_the_class_is_left_out_for_it(values: Val
     assert [p.text for p in rex.prompts if p.role == "unrelated"] == ["a red car"]
 
 
+def test_only_whole_words_name_a_class_be_it_one_or_many(values: Values) -> None:
+    prompts = ["a scattered crowd", "a cat", "two Cats at sea", "a category"]
+    (tom,) = suite(values(data={"class_noun": "cat"}, unrelated_prompts=prompts))
+    kept = [p.text for p in tom.prompts if p.role == "unrelated"]
+    assert kept == ["a scattered crowd", "a category"]
+
+
+def test_there_may_be_no_unrelated_prompts(values: Values) -> None:
+    (rex,) = suite(values(unrelated_prompts=[]))
+    assert [p.role for p in rex.prompts] == ["test", "test", "class"]
+
+
 def test_mistakes_in_a_suite_are_named(suite_folder: Path, values: Values, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(suite_folder, bare)
@@ -89,6 +101,10 @@ def test_mistakes_in_a_suite_are_named(suite_folder: Path, values: Values, tmp_p
     refused("has no 'rexx'.*Did you mean 'rex'", values(data=data, subjects=["rexx"]))
     refused("data.class_noun: of a folder", values(data={"photos": str(suite_folder)}))
     refused("class_noun is not set", values(data={"class_noun": None}))
+    for nothing in ("{}", "", "[rex, cup]"):
+        (bare / "subjects.yaml").write_text(nothing)
+        refused(r"subjects\.yaml should hold a line for each subject", values(
+            data={"photos": str(bare), "class_noun": None}))  # fmt: skip
     (bare / "subjects.yaml").write_text("rex: {class_nou: dog}\n")
     refused("class_nou: unknown key. Did you mean 'class_noun'", values(
         data={"photos": str(bare), "class_noun": None}))  # fmt: skip

@@ -72,6 +72,22 @@ def test_an_artifact_and_its_exports_make_equal_rows(
     assert rows["kohya"].artifact_bytes == kohya.stat().st_size
 
 
+def test_what_lies_beside_a_run_s_artifact_may_change(
+    tiny_base: Any, make_artifact: Any, settings: Any, tmp_path: Path
+) -> None:
+    make_artifact(tiny_base, "lora")
+    run = tmp_path / "run"
+    config = settings(lora={"path": str(run)})
+    before = plan(config, tiny_base, load_method).rows
+    (run / "metrics.jsonl").write_text("{}\n")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "state").write_bytes(b"0")
+    assert plan(config, tiny_base, load_method).rows == before
+    with (run / "artifact" / "artifact.json").open("a") as note:
+        note.write("\n")
+    assert plan(config, tiny_base, load_method).rows["lora"] != before["lora"]
+
+
 def test_mistakes_come_out_before_anything_is_trained(
     tiny_base: Any, settings: Any, tmp_path: Path
 ) -> None:
