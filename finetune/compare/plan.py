@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.config import DataConfig
 from finetune.compare.config import BudgetConfig, CompareConfig, TuneConfig
-from finetune.compare.suite import SuiteSubject, uses_validation
+from finetune.compare.suite import SuiteSubject, subject_names, uses_validation
 from finetune.config import (
     MethodLoader,
     RunConfig,
@@ -104,9 +104,9 @@ def noun_of(config: CompareConfig, name: str, subject: SuiteSubject) -> str:
     return given
 
 
-def check_nouns(config: CompareConfig, subjects: tuple[SuiteSubject, ...]) -> None:
+def check_nouns(config: CompareConfig) -> None:
     """Raise `ConfigError` if a row's class nouns are for subjects that are not there."""
-    known = [subject.name for subject in subjects]
+    known = subject_names(config)
     for name, sections in config.methods.items():
         given = sections.get(CLASS_NOUN)
         for key in given if isinstance(given, Mapping) else ():

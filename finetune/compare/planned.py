@@ -51,7 +51,7 @@ def plan(config: CompareConfig, base: BasePipeline, load_method: MethodLoader) -
     size = config.data.size or base.family.default_size(base.components)
     method_runs(config, load_method)
     subjects = load_suite(config, size=size)
-    check_nouns(config, subjects)
+    check_nouns(config)
     runs: dict[str, RunConfig] = {}
     for name in config.methods:
         for subject in subjects:

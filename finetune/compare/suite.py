@@ -68,6 +68,11 @@ def subject_name(photos: str) -> str:
     return name if is_plain_name(name) else "subject"
 
 
+def subject_names(config: CompareConfig) -> list[str]:
+    """All that there are, of which `subjects` may choose some. Raises `ConfigError`."""
+    return list(_entries(config.model_copy(update={"subjects": ()})))
+
+
 def _entries(config: CompareConfig) -> dict[str, SubjectEntry]:
     """Name -> entry, its `photos` a path that can be read from here."""
     data = config.data

@@ -35,7 +35,7 @@ def check(values: dict[str, Any]) -> None:
     config = validate(CompareConfig, values, "test")
     method_runs(config, load_method)
     subjects = load_suite(config, size=16)
-    check_nouns(config, subjects)
+    check_nouns(config)
     for name in config.methods:
         for subject in subjects:
             row_run(config, name, subject, 0, Path("run"), load_method)
@@ -72,6 +72,22 @@ def test_a_folder_of_subjects_says_what_each_is(suite_folder: Path, values: Valu
     assert len({*texts[0], *texts[1]}) == 35
     (only,) = suite(values(data=data, subjects=["cup"]))
     assert only.name == "cup"
+
+
+def test_nouns_may_be_given_for_subjects_that_are_not_taken_this_time(
+    suite_folder: Path, values: Values
+) -> None:
+    methods = {
+        "low": {
+            "method": {"kind": "lora", "rank": 2},
+            "class_noun": {"rex": "car", "cup": "boat"},
+        }
+    }
+    data = {"photos": str(suite_folder), "class_noun": None}
+    given = values(data=data, subjects=["cup"])
+    check({**given, "methods": methods})
+    methods["low"]["class_noun"] = {"tom": "cat"}
+    refused("there is no subject 'tom'", {**given, "methods": methods})
 
 
 def test_an_unrelated_prompt_that_names_the_class_is_left_out_for_it(values: Values) -> None:
