@@ -94,8 +94,9 @@ class CompareConfig(Section):
     """Columns: a list, a file (a prompt a line, or YAML with a list per kind of subject), or `dreambooth`,
     the 25 + 25 prompts of Ruiz et al. 2023. `{subject}` becomes each method's phrase, and the class noun for
     the frozen base."""
-    class_prompt: str = "a photo of a {class}"
-    """Shows whether the class is still itself."""
+    class_prompts: tuple[str, ...] = Field(("a photo of a {class}",), min_length=1)
+    """Show whether the class is still itself. With three or more, what is said of the class holds for prompts
+    like these and not for these alone."""
     unrelated_prompts: tuple[str, ...] = ("a photo of a car on the beach", "a photo of a mug")
     """Show whether everything else is still itself; one that names a subject's class is left out for it. May
     be empty."""

@@ -134,19 +134,19 @@ def _refuse_bare_suite(folder: Path) -> None:
 def _prompts(
     lines: Sequence[PromptLine], config: CompareConfig, class_noun: str
 ) -> tuple[Prompt, ...]:
-    """Test prompts, class prompt and unrelated prompts of a subject."""
+    """Test prompts, class prompts and unrelated prompts of a subject."""
 
     def prompt(template: str, role: Role, field: str) -> Prompt:
         text = fill_template(template, subject=class_noun, class_noun=class_noun, field=field)
         return Prompt(template=template, text=text, role=role)
 
-    if "{class}" not in config.class_prompt or "{subject}" in config.class_prompt:
-        raise ConfigError(
-            f"class_prompt: '{config.class_prompt}' should hold {{class}} and not {{subject}}."
-        )
+    of_class = read_prompts(config.class_prompts, field="class_prompts").of("object")
+    for line in of_class:
+        if "{class}" not in line.text or "{subject}" in line.text:
+            raise ConfigError(f"{line.where}: '{line.text}' should hold {{class}} and not {{subject}}.")
     return (
         *(prompt(line.text, "test", line.where) for line in lines),
-        prompt(config.class_prompt, "class", "class_prompt"),
+        *(prompt(line.text, "class", line.where) for line in of_class),
         *(
             prompt(text, "unrelated", "unrelated_prompts")
             for text in _unrelated(config, class_noun)

@@ -130,7 +130,8 @@ def test_mistakes_in_a_suite_are_named(suite_folder: Path, values: Values, tmp_p
 
 def test_prompts_that_measure_nothing_are_refused(values: Values) -> None:
     refused(r"number 1: 'a dog' does not mention \{subject\}", values(prompts=["a dog"]))
-    refused("class_prompt: 'a thing' should hold", values(class_prompt="a thing"))
+    refused("class_prompts.*: 'a thing' should hold", values(class_prompts=["a thing"]))
+    refused("class_prompts", values(class_prompts=[]))
     refused("is about the subject or its class", values(unrelated_prompts=["a {class}"]))
 
 
