@@ -25,7 +25,7 @@ demo: setup
 	@echo "Open runs/demo/report.html"
 
 test: setup-dev lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -42,7 +42,8 @@ from finetune.generate import SamplingConfig, generate, labelled_grid
 from finetune.judge import Judge
 from finetune.run import prepare_folder, run_training
 from finetune.scores import Views, embed_images, real_similarity, subject_fidelity
-from finetune.statistics import difference, interval, share_interval
+from finetune.shares import share_difference, share_interval
+from finetune.statistics import interval
 from finetune.tables import Table
 from methods import load_method
 
@@ -196,7 +197,7 @@ def pooled(
             "normalised": interval(_table(parts)).to_dict(),
             "prompt_accuracy": share_interval(right).to_dict(),
             "new_place_accuracy": share_interval(new).to_dict(),
-            "prompt_accuracy_above_base": difference(right, theirs).to_dict(),
+            "prompt_accuracy_above_base": share_difference(right, theirs).to_dict(),
         }
     return summary
 

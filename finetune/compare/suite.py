@@ -143,7 +143,9 @@ def _prompts(
     of_class = read_prompts(config.class_prompts, field="class_prompts").of("object")
     for line in of_class:
         if "{class}" not in line.text or "{subject}" in line.text:
-            raise ConfigError(f"{line.where}: '{line.text}' should hold {{class}} and not {{subject}}.")
+            raise ConfigError(
+                f"{line.where}: '{line.text}' should hold {{class}} and not {{subject}}."
+            )
     return (
         *(prompt(line.text, "test", line.where) for line in lines),
         *(prompt(line.text, "class", line.where) for line in of_class),
