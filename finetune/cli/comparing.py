@@ -141,17 +141,16 @@ def _merge(given: list[str], *, overwrite: bool) -> None:
 
 def _say(results: Any) -> bool:
     """Say the verdict and what failed; whether anything did."""
-    from finetune.report.tables import failures
+    from finetune.report.tables import ALL, failures
 
     for finding in results.verdict:
         typer.echo(finding.text)
     failed = failures(results)
     for failure in failed:
-        typer.secho(
-            f"Failed: {failure.row} on {failure.subject}, seed {failure.seed}: {failure.error}",
-            err=True,
-            fg=typer.colors.YELLOW,
-        )
+        everywhere = failure.subject == ALL
+        where = "" if everywhere else f" on {failure.subject}, seed {failure.seed}"
+        words = f"Failed: {failure.row}{where}: {failure.error}"
+        typer.secho(words, err=True, fg=typer.colors.YELLOW)
     return bool(failed)
 
 

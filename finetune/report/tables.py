@@ -85,6 +85,10 @@ class Trials:
     """Whether any was."""
 
 
+ALL = "all"
+"""Subject and seed of a row that failed as a whole."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """What is not in the numbers, and why."""
@@ -249,7 +253,7 @@ def _outcome(trial: Trial, *, chosen: bool) -> str:
 def failures(results: Results) -> list[Failure]:
     """Rows and cells that failed."""
     rows = [
-        Failure(row.name, "all", "all", row.error) for row in results.rows if row.error is not None
+        Failure(row.name, ALL, ALL, row.error) for row in results.rows if row.error is not None
     ]
     cells = [
         Failure(cell.row, cell.subject, str(cell.seed), cell.error or "No reason was noted.")

@@ -99,7 +99,7 @@ def test_a_comparison_of_which_a_row_failed_says_so_and_ends_with_code_3(
     config.write_text(yaml.safe_dump({**values, "tune": tune}))
     result = invoke("compare", config)
     assert result.exit_code == 3, (result.output, result.exception)
-    assert "Failed: low on all, seed all: No trial of 1 succeeded" in result.stderr
+    assert "Failed: low: No trial of 1 succeeded" in result.stderr
     assert "--retry-failed" in result.stdout
     assert f"Page: {tmp_path / 'out' / 'report.html'}" in result.stdout
     assert "No trial of 1 succeeded" in (tmp_path / "out" / "report.html").read_text()
