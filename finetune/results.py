@@ -94,12 +94,14 @@ class EncoderInfo(Record):
     """A network that judges pictures, as far as it shapes a number."""
 
     name: str
+    """As it was asked for, without a local path: a preset, a Hub id, a folder's name."""
     source: str
+    """Where the weights came from: a Hub id, or a folder's name without its path."""
     kind: str
     preprocessing: str
     """In words and numbers."""
     sha256: str
-    """Of its weights."""
+    """Of the file of weights; of its parts' hashes where there are several."""
     dimensions: int
     scale: str
     """What a similarity is: the plain cosine, with its range."""

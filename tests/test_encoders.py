@@ -231,7 +231,7 @@ def test_the_record_holds_all_that_shapes_a_number(folders: dict[str, Path]) -> 
     assert card.sha256 == hashlib.sha256(weights).hexdigest()
     assert card.name == "clip"
     assert card.scale.startswith("cosine of unit embeddings")
-    assert json.loads(json.dumps(card.to_dict()))["dimensions"] == 12
+    assert json.loads(card.model_dump_json())["dimensions"] == 12
 
 
 def test_a_preset_takes_weights_from_a_folder_and_keeps_its_name(folders: dict[str, Path]) -> None:

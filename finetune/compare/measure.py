@@ -65,7 +65,7 @@ class Scorers:
         found: dict[str, EncoderInfo] = {}
         along = () if judges is None else (judges.subject, judges.prompt)
         for encoder in (*self.subject, self.prompt, *along):
-            found.setdefault(encoder.card.name, EncoderInfo.model_validate(encoder.card.to_dict()))
+            found.setdefault(encoder.card.name, encoder.card)
         return tuple(found.values())
 
     def scores(self, *, masked: bool) -> tuple[ScoreInfo, ...]:
@@ -110,7 +110,7 @@ def load_judges(
 
 
 class Album:
-    """Embeddings of pictures, remembered by their content so that none is embedded twice."""
+    """Embeddings of pictures, remembered by the content of those that are asked for together."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` is that of a comparison."""

@@ -23,6 +23,7 @@ from finetune.results import (
     read_results,
     write_results,
 )
+from finetune.wording import plural
 
 Given = tuple[Path, Results]
 """Results and where they were read from."""
@@ -69,7 +70,7 @@ def _joined(parts: Sequence[Given], remarks: Sequence[str], command: str) -> Res
         {
             **parts[0][1].model_dump(),
             **same,
-            "title": f"{count} way{'' if count == 1 else 's'}, from {len(parts)} comparisons",
+            "title": f"{plural(count, 'way')}, from {plural(len(parts), 'comparison')}",
             "made": made_by(command).model_dump(),
             "budget": budget,
             "rule": next((_value(part, "rule") for _, part in parts if part.rule), None),

@@ -1,6 +1,6 @@
 """Networks that judge pictures: what they are called, how they read pictures, what they make of them."""
 
-from finetune.encoders.encoder import Encoder, EncoderCard
+from finetune.encoders.encoder import Encoder
 from finetune.encoders.load import check_encoder_name, load_encoder, load_text_encoder
 from finetune.encoders.names import EMBEDDED_CLIP, EMBEDDED_JUDGE, PRESETS, ScorersConfig
 from finetune.encoders.pixels import Preprocessing, hide_background
@@ -10,7 +10,6 @@ __all__ = [
     "EMBEDDED_JUDGE",
     "PRESETS",
     "Encoder",
-    "EncoderCard",
     "Preprocessing",
     "ScorersConfig",
     "check_encoder_name",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,29 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from finetune.errors import ConfigError
+from finetune.results import EncoderInfo
 
 COSINE = "cosine of unit embeddings, -1 … 1, neither multiplied nor cut off"
-
-
-@dataclass(frozen=True)
-class EncoderCard:
-    """All of an encoder that shapes a number."""
-
-    name: str
-    """As it was asked for, without a local path: a preset, a Hub id, a folder's name."""
-    source: str
-    """Where the weights came from: a Hub id, or a folder's name without its path."""
-    kind: str
-    preprocessing: str
-    """In words and numbers."""
-    sha256: str
-    """Of the file of weights; of its parts' hashes where there are several."""
-    dimensions: int
-    scale: str = COSINE
-
-    def to_dict(self) -> dict[str, str | int]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -55,7 +35,7 @@ class Encoder:
     """A network with its record; gives unit embeddings, float32, on the CPU."""
 
     def __init__(
-        self, card: EncoderCard, network: Network, *, device: str | torch.device = "cpu"
+        self, card: EncoderInfo, network: Network, *, device: str | torch.device = "cpu"
     ) -> None:
         self.card = card
         self._network, self._device = network, torch.device(device)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from finetune.bases import EMBEDDED
-from finetune.encoders.encoder import Encoder, EncoderCard
+from finetune.encoders.encoder import COSINE, Encoder
 from finetune.encoders.names import EMBEDDED_SCORERS, PRESETS
 from finetune.errors import ArtifactError, ConfigError, did_you_mean
 from finetune.files import sha256_of
+from finetune.results import EncoderInfo
 
 if TYPE_CHECKING:
     import torch
@@ -148,13 +149,14 @@ def load_encoder(name: str, *, device: str | torch.device = "cpu") -> Encoder:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(f"The scorer '{name}' cannot be read: {reason}") from error
-    card = EncoderCard(
-        wanted.name,
-        wanted.hub_id or folder.resolve().name,
-        kind.name,
-        network.preprocessing,
-        digest,
-        network.dimensions,
+    card = EncoderInfo(
+        name=wanted.name,
+        source=wanted.hub_id or folder.resolve().name,
+        kind=kind.name,
+        preprocessing=network.preprocessing,
+        sha256=digest,
+        dimensions=network.dimensions,
+        scale=COSINE,
     )
     return Encoder(card, network, device=device)
 

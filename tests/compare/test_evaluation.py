@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from data_prep.config import DataConfig
 from finetune.compare.evaluation import Wanted, evaluated, open_given
@@ -208,6 +209,17 @@ def test_evaluations_of_several_subjects_are_joined(
         assert kept.tobytes() == Image.open(folder / "00-1.png").tobytes()
     (row,) = [row for row in both.rows if row.name == "mine"]
     assert row.settings == {"path": {name: str(folder) for name, folder in folders.items()}}
+
+
+def test_no_picture_is_embedded_twice(
+    pictures: Fill, evaluate: Callable[..., Results], tmp_path: Path
+) -> None:
+    """Those of the class are, for two scores, held against photos and against the base's."""
+    base = pictures("base", *NAMES[::-1])
+    results = evaluate({"mine": pictures("mine", *NAMES)}, base_pictures=base)
+    shown = sum(len(row) for cell in results.cells for row in cell.pictures)
+    embedded = [load_file(f)["vectors"] for f in (tmp_path / "scores").rglob("*.safetensors")]
+    assert sum(map(len, embedded)) == shown == 2 * len(NAMES) + 4  # and two photos a test prompt
 
 
 def test_drift_pairs_pictures_prompt_by_prompt_whatever_their_numbers(
