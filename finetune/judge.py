@@ -9,7 +9,7 @@ and far for two subjects. What the labels are is told by its configuration alone
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -81,25 +81,35 @@ class Judge(nn.Module):
         squares = (crop_square(image.convert("RGB"), self.image_size)[0] for image in images)
         return torch.stack([to_pixel_values(square) for square in squares])
 
+    def mirrored_mean(
+        self, pixel_values: Float[Tensor, "batch 3 size size"]
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "batch dimensions"]]:
+        """What `forward` gives, averaged over pictures and their mirror images; embeddings are unit."""
+        logits, embeds = self(pixel_values)
+        mirrored_logits, mirrored_embeds = self(pixel_values.flip(-1))
+        both = {name: (values + mirrored_logits[name]) / 2 for name, values in logits.items()}
+        return both, F.normalize(embeds + mirrored_embeds, dim=-1)
+
     @torch.no_grad()
+    def _answers(
+        self, images: Sequence[Image.Image], batch_size: int
+    ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        for start in range(0, len(images), batch_size):
+            yield self.mirrored_mean(self.pixel_values(images[start : start + batch_size]))
+
     def embed_images(
         self, images: Sequence[Image.Image], *, batch_size: int = 64
     ) -> Float[Tensor, "count dimensions"]:
-        """Unit identity embeddings of pictures."""
-        parts = [
-            self(self.pixel_values(images[start : start + batch_size]))[1]
-            for start in range(0, len(images), batch_size)
-        ]
+        """Unit identity embeddings of pictures; the same of a picture and its mirror image."""
+        parts = [embeds for _, embeds in self._answers(images, batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, self.identity_dim)
 
-    @torch.no_grad()
     def tell(self, images: Sequence[Image.Image], *, batch_size: int = 64) -> list[dict[str, str]]:
-        """The most likely label of each attribute, a picture at a time."""
+        """The most likely label of each attribute; the same of a picture and its mirror image."""
         told = []
-        for start in range(0, len(images), batch_size):
-            logits, _ = self(self.pixel_values(images[start : start + batch_size]))
+        for logits, embeds in self._answers(images, batch_size):
             chosen = {name: values.argmax(1).tolist() for name, values in logits.items()}
-            for index in range(len(images[start : start + batch_size])):
+            for index in range(len(embeds)):
                 told.append({name: self.labels[name][c[index]] for name, c in chosen.items()})
         return told
 

@@ -100,6 +100,7 @@ def test_judged_counts_what_a_picture_can_tell(measures: Any, first_answers: Jud
     assert right["color2"] == (0.0, 1)
     assert right["pattern"] == (75.0, 4)
     assert right["pattern, where told"] == (0.0, 1)
+    assert right["pattern, in color"] == (66.7, 3)
     assert right["accessory"] == (50.0, 4)
     assert right["accessory, where worn"] == (0.0, 2)
     assert right["accessory present"] == (0.0, 1)
@@ -112,7 +113,7 @@ def test_a_prompt_is_not_judged_by_what_it_cannot_say(
     found = scripts("base").obedience(
         first_answers, [Image.new("RGB", (32, 32))] * 2, [(DOG, BARE)] * 2
     )
-    assert "pattern" not in found
+    assert not {"pattern", "pattern, in color"} & set(found)
     assert found["pattern, where told"]["count"] == 0
     assert found["class"]["share"] == 100.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_prep.clay import dataset, world
 from finetune.encoders import load_encoder, load_text_encoder
@@ -86,18 +86,22 @@ def test_identity_contrast_by_hand() -> None:
     assert float(ours) == pytest.approx((first + second) / 2, rel=1e-5)
 
 
-def test_answers_equal_the_logits_of_one_picture_at_a_time() -> None:
+def test_answers_are_the_mean_over_a_picture_and_its_mirror_image() -> None:
     judge = tiny_judge()
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 255, (40, 36, 3), np.uint8)) for _ in range(5)]
     together = judge.tell(images, batch_size=2)
     for image, told in zip(images, together, strict=True):
-        logits, embeds = judge(judge.pixel_values([image]))
+        pixels = judge.pixel_values([image])
+        logits, embeds = judge(torch.cat([pixels, pixels.flip(-1)]))
         for name, labels in judge.labels.items():
-            assert told[name] == labels[int(logits[name].argmax())]
-        assert float(embeds.norm()) == pytest.approx(1, abs=1e-5)
-    embeds = judge.embed_images(images, batch_size=2)
-    torch.testing.assert_close(embeds[3], judge(judge.pixel_values([images[3]]))[1][0])
+            assert told[name] == labels[int(logits[name].mean(0).argmax())]
+        torch.testing.assert_close(embeds.norm(dim=1), torch.ones(2))
+    mean = embeds.mean(0) / embeds.mean(0).norm()
+    torch.testing.assert_close(judge.embed_images(images, batch_size=2)[-1], mean)
+    mirrored = [ImageOps.mirror(image) for image in images]
+    assert judge.tell(mirrored) == together
+    torch.testing.assert_close(judge.embed_images(mirrored), judge.embed_images(images))
 
 
 def test_a_judge_is_read_back_and_a_broken_one_named(tmp_path: Path) -> None:

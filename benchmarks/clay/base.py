@@ -56,7 +56,7 @@ def obedience(
 ) -> dict[str, Any]:
     """What is judged right of what prompts tell: none tells that a subject is plain."""
     found = measures.judged(judge, images, scenes)
-    return {name: entry for name, entry in found.items() if name != "pattern"}
+    return {n: entry for n, entry in found.items() if n not in ("pattern", "pattern, in color")}
 
 
 def spread(judge: Judge, images: list[Image.Image], nouns: list[str]) -> list[float]:

@@ -71,7 +71,8 @@ def verdicts(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene
 
     Most pictures wear nothing, so `accessory, where worn` counts the others alone, and `accessory present`
     asks for kind and colour of what is worn. `pattern, where told` leaves out the plain ones, for which
-    captions have no word, and `color, plain` those with two colours.
+    captions have no word, and `color, plain` those with two colours; `pattern, in color` leaves out styles
+    without colours, which hide what differs in nothing else.
     """
     rows = []
     for told, (identity, view) in zip(judge.tell(images), scenes, strict=True):
@@ -84,6 +85,7 @@ def verdicts(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene
         seen = row["accessory_color"]
         row["accessory present"] = None if seen is None else bool(row["accessory"] and seen)
         row["pattern, where told"] = None if is_plain else row["pattern"]
+        row["pattern, in color"] = None if row["color"] is None else row["pattern"]
         row["color, plain"] = row["color"] if is_plain else None
         rows.append(row)
     return {name: [row[name] for row in rows] for name in rows[0]}

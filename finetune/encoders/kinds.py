@@ -135,9 +135,10 @@ def load_clay_judge(folder: Path) -> Network:
     return Network(
         judge,
         judge.identity_dim,
-        f"shorter side to {size} px (Lanczos), middle {size} x {size} px, channels in -1 … 1",
+        f"shorter side to {size} px (Lanczos), middle {size} x {size} px, channels in -1 … 1; "
+        "the mean over a picture and its mirror image",
         to_pixels,
-        lambda pixel_values: judge(pixel_values)[1],
+        lambda pixel_values: judge.mirrored_mean(pixel_values)[1],
     )
 
 

@@ -252,9 +252,7 @@ def _outcome(trial: Trial, *, chosen: bool) -> str:
 
 def failures(results: Results) -> list[Failure]:
     """Rows and cells that failed."""
-    rows = [
-        Failure(row.name, ALL, ALL, row.error) for row in results.rows if row.error is not None
-    ]
+    rows = [Failure(row.name, ALL, ALL, row.error) for row in results.rows if row.error is not None]
     cells = [
         Failure(cell.row, cell.subject, str(cell.seed), cell.error or "No reason was noted.")
         for cell in results.failed
