@@ -34,8 +34,8 @@ from finetune.scores import SCORES, Values, Views
 from finetune.yardstick import Judges
 
 MASKED = "subject_fidelity_masked"
-DRIFTS: tuple[tuple[str, Role], ...] = (("class_drift", "class"), ("other_drift", "unrelated"))
-"""Id of a drift, and the role of the prompts it is about."""
+DRIFTS = ("class_drift", "other_drift")
+"""Ids of the distances from the frozen base, each on the prompts of its score's roles."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,8 @@ class SubjectMeter:
             leak = scores.class_leak(self._views(encoder, files, of_class), reference.photos)
             found["class_leak"] = self._table(leak, files, of_class)
         if base is not None:
-            for id, role in DRIFTS:
-                table = self._drift(encoder, files, base, role)
+            for id in DRIFTS:
+                table = self._drift(encoder, files, base, scores.score_info(id).roles)
                 found |= {} if table is None else {id: table}
         return found
 
@@ -233,14 +233,14 @@ class SubjectMeter:
         encoder: Encoder,
         files: Sequence[Sequence[Path]],
         base: Sequence[Sequence[Path]],
-        role: Role,
+        roles: tuple[Role, ...],
     ) -> Table | None:
-        """Distances from the base's pictures on the prompts of a role; None where no picture has a twin."""
+        """Distances from the base's pictures on the prompts of `roles`; None where no picture has a twin."""
         # A row may have more pictures of a prompt than the base, or fewer: what has no twin is left out.
         pairs = [list(zip(mine, its, strict=False)) for mine, its in zip(files, base, strict=True)]
         mine = [[ours for ours, _ in row] for row in pairs]
         twins = [[theirs for _, theirs in row] for row in pairs]
-        places = [place for place in self._places((role,)) if mine[place]]
+        places = [place for place in self._places(roles) if mine[place]]
         if not places:
             return None
         moved = scores.drift(
