@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
@@ -13,7 +13,7 @@ from finetune.planning import settle
 from finetune.scores import SCORES, score_info
 from finetune.shares import share_difference, share_interval
 from finetune.statistics import Interval, difference, interval, overlapping
-from finetune.tables import Table, paired
+from finetune.tables import Table, alike, paired, without_runs
 
 Tables = Mapping[str, Mapping[str, Table]]
 """Row -> score key -> table. A row may lack scores, a table may have holes."""
@@ -72,12 +72,34 @@ def score_keys(tables: Tables) -> list[str]:
     return sorted(found, key=lambda key: order.index(score_info(key).id))
 
 
+def pair_of(
+    tables: Tables, key: str, row: str, other: str, *, shown: Collection[str] = ()
+) -> tuple[Table, Table]:
+    """Tables of two rows to be paired; `shown` are the rows that were not trained here.
+
+    Where neither was, their seeds are noise and no training runs.
+    """
+    mine, theirs = alike(tables[row][key], tables[other][key])
+    if row in shown and other in shown:
+        return without_runs(mine), without_runs(theirs)
+    return mine, theirs
+
+
 def difference_of(
-    tables: Tables, key: str, row: str, other: str, *, num_pairs: int
+    tables: Tables,
+    key: str,
+    row: str,
+    other: str,
+    *,
+    num_pairs: int,
+    shown: Collection[str] = (),
 ) -> PairDifference:
-    """`row` minus `other` in the score `key`, at the level that makes `num_pairs` hold together."""
+    """`row` minus `other` in the score `key`, at the level that makes `num_pairs` hold together.
+
+    `shown` as for `pair_of`.
+    """
     level = 1 - (1 - LEVEL) / num_pairs
-    mine, theirs = tables[row][key], tables[other][key]
+    mine, theirs = pair_of(tables, key, row, other, shown=shown)
     of_share = score_info(key).id == "copy_share"
     found = (share_difference if of_share else difference)(mine, theirs, level=level)
     needed = None
@@ -98,17 +120,23 @@ def _needed(found: Interval, differences: Table, level: float) -> str | None:
 
 
 def pair_differences(
-    tables: Tables, rows: Sequence[str], keys: Sequence[str] | None = None
+    tables: Tables,
+    rows: Sequence[str],
+    keys: Sequence[str] | None = None,
+    *,
+    shown: Collection[str] = (),
 ) -> list[PairDifference]:
     """Every pair of `rows` in every score that both have values of; a score's pairs hold together.
 
-    `keys` are all there are where not given. The order is that of keys, then of rows.
+    `keys` are all there are where not given; `shown` as for `pair_of`. The order is that of keys, then of
+    rows.
     """
     found = []
     for key in score_keys(tables) if keys is None else keys:
         pairs = list(combinations(measured(tables, rows, key), 2))
         found += [
-            difference_of(tables, key, row, other, num_pairs=len(pairs)) for row, other in pairs
+            difference_of(tables, key, row, other, num_pairs=len(pairs), shown=shown)
+            for row, other in pairs
         ]
     return found
 
@@ -135,8 +163,10 @@ class Standing:
         return [row for row in self.ranked[1:] if self.against[row].interval.sign != self.sign]
 
 
-def stand(key: str, tables: Tables, rows: Sequence[str]) -> Standing | None:
-    """How `rows` stand in a score; None where none has a value.
+def stand(
+    key: str, tables: Tables, rows: Sequence[str], *, shown: Collection[str] = ()
+) -> Standing | None:
+    """How `rows` stand in a score; None where none has a value. `shown` as for `pair_of`.
 
     The best has the best mean of those that no other is known to beat on the pictures that both have: a row
     that failed on the hardest subject does not win by that.
@@ -151,7 +181,7 @@ def stand(key: str, tables: Tables, rows: Sequence[str]) -> Standing | None:
     num_pairs = max(len(held) * (len(held) - 1) // 2, 1)
 
     def over(row: str, other: str) -> PairDifference:
-        return difference_of(tables, key, row, other, num_pairs=num_pairs)
+        return difference_of(tables, key, row, other, num_pairs=num_pairs, shown=shown)
 
     unbeaten = [
         row

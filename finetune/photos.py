@@ -21,17 +21,26 @@ class ScoredPhoto:
     image: Image.Image
     mask: Image.Image | None
     caption: str | None
+    prompt: str | None = None
+    """Caption of its folder, for want of its own."""
+    repeats: int = 1
+    """How often it comes in an epoch."""
 
     @property
     def sha256(self) -> str:
         """Of the pixels, 64 hex digits."""
         return _sha256(self.image)
 
-    def identity(self) -> dict[str, str | None]:
+    def identity(self) -> dict[str, str | int | None]:
         """What a comparison remembers of it: hashes, no caption and no place."""
-        caption = None if self.caption is None else _text_hash(self.caption)
-        mask = None if self.mask is None else _sha256(self.mask)
-        return {"name": self.name, "pixels": self.sha256, "mask": mask, "caption": caption}
+        told = self.prompt if self.caption is None else self.caption
+        return {
+            "name": self.name,
+            "pixels": self.sha256,
+            "mask": None if self.mask is None else _sha256(self.mask),
+            "caption": None if told is None else _text_hash(told),
+            "repeats": self.repeats,
+        }
 
 
 def _sha256(image: Image.Image) -> str:
@@ -54,6 +63,8 @@ def scored_photos(data: DataConfig, *, size: int, field: str = "data.photos") ->
             crop_square(photo.image, size)[0],
             None if photo.mask is None else crop_square(photo.mask, size)[0],
             photo.caption,
+            photo.prompt,
+            photo.repeats,
         )
         for photo in decode_each(records, background=data.background)
     ]

@@ -163,7 +163,7 @@ class Cell(Record):
     num_steps: int | None = None
     """Optimizer steps done."""
     kept_step: int | None = None
-    """Step whose weights made the pictures, where that is not the last one."""
+    """Step whose weights made the pictures, where checkpoints were looked at."""
     recommended_step: int | None = None
     """By the checkpoint rule, where there is a curve."""
     overfits_from: int | None = None

@@ -124,6 +124,11 @@ def check_settings(config: RunConfig, family: ModelFamily, method: Method) -> No
         raise ConfigError(
             "validation.patience counts looks, and there are none. Say how often with validation.every=50."
         )
+    if config.validation.keep == "recommended" and config.validation.every is None:
+        raise ConfigError(
+            "validation.keep: without looks no checkpoint is recommended. Say how often with "
+            "validation.every=50."
+        )
     if family.flow_matching and config.loss.snr_gamma is not None:
         raise ConfigError(
             f"loss.snr_gamma: min-SNR weights are for DDPM bases; {config.base.source} is of the family "

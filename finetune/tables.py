@@ -37,11 +37,8 @@ def means(values: Table, axis: int) -> Table:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def paired(first: Table, second: Table) -> Table:
-    """`first` - `second` where both have a value, NaN elsewhere; shorter axes are filled with NaN.
-
-    Values of one place must have been made with the same noise.
-    """
+def alike(first: Table, second: Table) -> tuple[Table, Table]:
+    """Both tables at one shape; shorter axes are filled with NaN."""
     first, second = check_table(first), check_table(second)
     shape = np.maximum(first.shape, second.shape)
 
@@ -49,7 +46,32 @@ def paired(first: Table, second: Table) -> Table:
         pads = [(0, int(wanted - had)) for wanted, had in zip(shape, table.shape, strict=True)]
         return np.pad(table, pads, constant_values=np.nan)
 
-    return filled(first) - filled(second)
+    return filled(first), filled(second)
+
+
+def paired(first: Table, second: Table) -> Table:
+    """`first` - `second` where both have a value, NaN elsewhere.
+
+    Values of one place must have been made with the same noise.
+    """
+    first, second = alike(first, second)
+    return first - second
+
+
+def without_runs(table: Table) -> Table:
+    """The pictures of all seeds as those of one, [subject, 1, prompt, seed x picture].
+
+    So a row is read that was not trained here: another seed of its is other noise and no other training run.
+    """
+    num_subjects, num_seeds, num_prompts, num_pictures = table.shape
+    shape = (num_subjects, 1, num_prompts, num_seeds * num_pictures)
+    return table.transpose(0, 2, 1, 3).reshape(shape)
+
+
+def of_subjects(table: Table, held: Table) -> Table:
+    """`table` without the subjects of which `held` holds nothing."""
+    there = ~np.isnan(held).all((1, 2, 3), keepdims=True)
+    return np.where(there, table, np.nan)
 
 
 @dataclass(frozen=True)

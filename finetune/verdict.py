@@ -8,8 +8,7 @@ class asks its drift, since a ruined class is unlike the subject too.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,13 +17,16 @@ from finetune.differences import (
     Standing,
     Tables,
     measured,
+    pair_of,
     score_keys,
     stand,
     summarise,
 )
+from finetune.results import FROZEN_BASE
 from finetune.scores import score_info
-from finetune.statistics import Interval, difference
-from finetune.tables import Table, design_of, paired
+from finetune.sentences import amount, draw, lead, quoted
+from finetune.statistics import difference
+from finetune.tables import Design, Table, design_of, of_subjects, paired, without_runs
 from finetune.wording import decimal, listing
 
 Question = Literal["subject", "prompt", "class"]
@@ -59,8 +61,20 @@ class References:
 
     frozen_base: Mapping[str, Table] = field(default_factory=dict)
     """Score key -> table of the frozen base."""
-    real_similarity: Mapping[str, float] = field(default_factory=dict)
-    """Key of a subject fidelity -> the mean cosine among real photos, where there is one."""
+    real_photos: Mapping[str, Table] = field(default_factory=dict)
+    """Key of a subject fidelity -> [subject, 1, 1, photo], the cosines among real photos."""
+
+    def floor(self, key: str, row: Table) -> float | None:
+        """The frozen base's mean of a score, over the subjects of a row's table."""
+        table = self.frozen_base.get(key)
+        return None if table is None else summarise(key, of_subjects(table, row)).mean
+
+    def ceiling(self, key: str, row: Table) -> float | None:
+        """The mean cosine among real photos, over the subjects of a row's table."""
+        table = self.real_photos.get(key)
+        if table is None:
+            return None
+        return summarise(key, of_subjects(table, row), real_photos=True).mean
 
 
 @dataclass(frozen=True)
@@ -76,177 +90,25 @@ def verdict(
     tables: Tables,
     rows: Sequence[str],
     *,
+    shown: Collection[str] = (),
     headline: Mapping[str, str] | None = None,
     references: References | None = None,
 ) -> Verdict:
     """The verdict on `rows`, the methods under comparison without reference rows.
 
-    `headline` says which key answers for a score's id; else the first one there is.
+    `shown` are those that were not trained here, so that their seeds are no training runs. `headline` says
+    which key answers for a score's id; else the first one there is.
     """
     chosen: dict[str, str] = {}
     for key in score_keys(tables):
         chosen.setdefault(score_info(key).id, key)
     chosen |= headline or {}
-    references = references or References()
-    findings = [
-        _finding(question, chosen.get(QUESTIONS[question][0]), tables, rows, references)
-        for question in QUESTIONS
-    ]
-    return Verdict(tuple(findings), tuple(_remarks(tables, rows, chosen, references)))
-
-
-def quoted(row: str) -> str:
-    """A row's name as it stands in a sentence: in quotes unless it is one word."""
-    return row if re.fullmatch(r"[\w.-]+", row) else f"“{row}”"
-
-
-def _amount(found: Interval, *, sign: int = 1) -> str:
-    """ "0.050 (0.020 to 0.080)", of the mean times `sign`."""
-    assert found.mean is not None
-    if found.low is None or found.high is None:
-        return f"{decimal(sign * found.mean)} (no interval)"
-    low, high = sorted((sign * found.low, sign * found.high))
-    return f"{decimal(sign * found.mean)} ({decimal(low)} to {decimal(high)})"
-
-
-def _finding(
-    question: Question,
-    key: str | None,
-    tables: Tables,
-    rows: Sequence[str],
-    references: References,
-) -> Finding:
-    id, did = QUESTIONS[question]
-    standing = None if key is None else stand(key, tables, rows)
-    if key is None or standing is None:
-        return Finding(question, key or id, f"Which row {did} was not measured.", ())
-    frame = _frame(key, references)
-    if len(standing.ranked) == 1:
-        row, title = standing.ranked[0], score_info(key).title
-        amount = _amount(summarise(key, tables[row][key]))
-        return Finding(question, key, f"{title} of {quoted(row)}: {amount}{frame}.", (row,))
-    if not standing.tied:
-        scope = _scope(key, tables, standing.ranked)
-        text = f"{_lead(standing, did, scope)}{frame}."
-        return Finding(question, key, text, standing.ranked[:1], scope)
-    leaders = (standing.ranked[0], *standing.tied)
-    return Finding(question, key, _draw(standing, did, frame), leaders)
-
-
-def _frame(key: str, references: References) -> str:
-    """Floor and ceiling, where they are known."""
-    parts = []
-    if score_info(key).id != "class_drift" and key in references.frozen_base:
-        floor = summarise(key, references.frozen_base[key]).mean
-        if floor is not None:
-            parts.append(f"the frozen base has {decimal(floor)}")
-    if key in references.real_similarity:
-        parts.append(f"real photos among themselves {decimal(references.real_similarity[key])}")
-    return f"; {', '.join(parts)}" if parts else ""
-
-
-def _scope(key: str, tables: Tables, ranked: Sequence[str]) -> str:
-    design = design_of(paired(*(tables[row][key] for row in ranked[:2])))
-    return "" if design is None else design.scope()
-
-
-def _lead(standing: Standing, did: str, scope: str) -> str:
-    best, second = standing.ranked[:2]
-    way = "above" if standing.sign > 0 else "below"
-    gap = _amount(standing.against[second].interval, sign=standing.sign)
-    here = f" here ({scope})" if scope else ""
-    return (
-        f"{quoted(best)} {did}{here}: {score_info(standing.key).title.lower()} "
-        f"{decimal(standing.means[best])}, {gap} {way} {quoted(second)}, the next"
-        f"{_where(standing, second)}"
-    )
-
-
-def _where(standing: Standing, row: str) -> str:
-    """Says so where the best and another row are not compared on all that either made."""
-    shared = standing.against[row].interval.num_values
-    counts = (standing.num_values[standing.ranked[0]], standing.num_values[row])
-    return "" if counts == (shared, shared) else ", on the pictures that both have"
-
-
-def _draw(standing: Standing, did: str, frame: str) -> str:
-    """The best row, those that may be as good, what would settle it, and who is clearly behind."""
-    best, second = standing.ranked[0], standing.tied[0]
-    nearest, title = standing.against[second], score_info(standing.key).title.lower()
-
-    def named(rows: Sequence[str]) -> str:
-        return listing([f"{quoted(row)} ({decimal(standing.means[row])})" for row in rows])
-
-    text = f"Which row {did} cannot be told: "
-    if nearest.interval.mean is None:
-        text += f"{named((best, second))} share no pictures to compare {title} on"
-    elif not nearest.interval.mean and not nearest.interval.standard_error:
-        text += f"{named((best, second))} are equal in {title}"
-    else:
-        gap = _amount(nearest.interval, sign=standing.sign)
-        if standing.sign > 0:
-            text += f"{named([best])} is ahead of {named([second])} in {title}"
-        else:
-            text += f"{named([best])} has less {title} than {named([second])}"
-        text += f", by {gap}"
-        text += _where(standing, second)
-    if standing.tied[1:]:
-        text += f"; {named(standing.tied[1:])} may be as good"
-    behind = [row for row in standing.ranked[1:] if row not in standing.tied]
-    if behind:
-        text += f"; {named(behind)} {'is' if len(behind) == 1 else 'are'} clearly behind"
-    needed = nearest.needed if nearest.interval.mean else None
-    return f"{text}{frame}. {needed}" if needed else f"{text}{frame}."
-
-
-def _remarks(
-    tables: Tables, rows: Sequence[str], chosen: Mapping[str, str], references: References
-) -> Iterator[str]:
-    """What qualifies the three sentences."""
-    lost = [row for row in rows if not any(measured(tables, [row], k) for k in tables.get(row, {}))]
-    if lost:
-        yield f"Without any score, and left out: {listing([quoted(row) for row in lost])}."
-    key = chosen.get("subject_fidelity")
-    held = measured(tables, rows, key) if key else []
-    if key and held:
-        design = design_of(tables[held[0]][key])
-        assert design is not None
-        runs = "" if design.rows_vary else RUNS_ONLY.format(needed=design.seeds_needed)
-        yield f"The intervals speak of {design.speaks_of()}{runs}."
-    if len(held) > 2:
-        pairs = len(held) * (len(held) - 1) // 2
-        yield f"Intervals of differences hold for all {pairs} pairs of rows at once, with 95 %."
-    if "prompt_fidelity" in chosen:
-        yield "Prompt fidelity is CLIP-T with the identifier replaced by the class noun."
-    yield from _copies(tables, rows, chosen, references)
-    for id, direction, words in AGAINST_BASE:
-        amounts = _against_base(tables, rows, chosen.get(id, ""), references, direction)
-        if amounts:
-            yield f"{words}: {listing(amounts)}."
-
-
-def _copies(
-    tables: Tables, rows: Sequence[str], chosen: Mapping[str, str], references: References
-) -> Iterator[str]:
-    """Signs that rows hand out their training photos."""
-    key, share = chosen.get("subject_fidelity", ""), chosen.get("copy_share", "")
-    ceiling = references.real_similarity.get(key)
-    for row in measured(tables, rows, key) if ceiling is not None else []:
-        low = summarise(key, tables[row][key]).low
-        if low is not None and ceiling is not None and low > ceiling:
-            yield (
-                f"{quoted(row)} is nearer to the photos than they are to each other "
-                f"({decimal(low)} at least, against {decimal(ceiling)}): look for copies."
-            )
-    for row in measured(tables, rows, share):
-        copies = summarise(share, tables[row][share]).mean or 0.0
-        if copies >= NOTABLE_COPIES:
-            yield f"{copies:.0%} of the pictures of {quoted(row)} pass for copies of a training photo."
+    case = _Case(tables, rows, frozenset(shown), chosen, references or References())
+    return Verdict(tuple(case.findings()), tuple(case.remarks()))
 
 
 RUNS_ONLY = (
-    ": what another training run would change is in none of them. To speak of the methods takes {needed} "
-    "training seeds, or 3 subjects"
+    ": what another training run would change is in none of them. To speak of the methods takes"
 )
 AGAINST_BASE = (
     ("subject_fidelity", 0, "Cannot be told from the frozen base in subject fidelity"),
@@ -258,14 +120,150 @@ AGAINST_BASE = (
 """A score's id, the sign of its difference from the base that is remarked upon (0: none seen), the words."""
 
 
-def _against_base(
-    tables: Tables, rows: Sequence[str], key: str, references: References, direction: int
-) -> list[str]:
-    """Rows whose difference from the frozen base has that sign, each with its amount."""
-    amounts = []
-    held = measured(tables, rows, key) if key in references.frozen_base else []
-    for row in held:
-        found = difference(tables[row][key], references.frozen_base[key], level=LEVEL)
-        if found.low is not None and found.sign == direction:
-            amounts.append(f"{quoted(row)} by {_amount(found, sign=direction or 1)}")
-    return amounts
+@dataclass(frozen=True)
+class _Case:
+    """All that a verdict is made from."""
+
+    tables: Tables
+    rows: Sequence[str]
+    shown: frozenset[str]
+    chosen: Mapping[str, str]
+    """Id of a score -> the key that answers for it."""
+    references: References
+
+    def standing(self, question: Question) -> Standing | None:
+        """How the rows stand in the score that answers a question."""
+        key = self.chosen.get(QUESTIONS[question][0])
+        return None if key is None else stand(key, self.tables, self.rows, shown=self.shown)
+
+    def findings(self) -> Iterator[Finding]:
+        """A sentence per question."""
+        for question, (id, did) in QUESTIONS.items():
+            standing = self.standing(question)
+            if standing is None:
+                text = f"Which row {did} was not measured."
+                yield Finding(question, self.chosen.get(id, id), text, ())
+            else:
+                yield self._finding(question, standing)
+
+    def _finding(self, question: Question, standing: Standing) -> Finding:
+        key, ranked, did = standing.key, standing.ranked, QUESTIONS[question][1]
+        besides = f"{self._frame(standing)}{self._absent(standing)}"
+        if len(ranked) == 1:
+            found = amount(summarise(key, self._table(ranked[0], key)))
+            text = f"{score_info(key).title} of {quoted(ranked[0])}: {found}{besides}."
+            return Finding(question, key, text, ranked)
+        if not standing.tied:
+            design = self._design(standing)
+            scope = "" if design is None else design.scope()
+            text = f"{lead(standing, did, scope)}{besides}."
+            return Finding(question, key, text, ranked[:1], scope)
+        return Finding(question, key, draw(standing, did, besides), (ranked[0], *standing.tied))
+
+    def _table(self, row: str, key: str) -> Table:
+        table = self.tables[row][key]
+        return without_runs(table) if row in self.shown else table
+
+    def _design(self, standing: Standing) -> Design | None:
+        """Of the best row's lead over the next, or of the only row."""
+        key, ranked = standing.key, standing.ranked
+        if len(ranked) == 1:
+            return design_of(self._table(ranked[0], key))
+        return design_of(paired(*pair_of(self.tables, key, *ranked[:2], shown=self.shown)))
+
+    def _frame(self, standing: Standing) -> str:
+        """Floor and ceiling of the best row, where they are known."""
+        key, parts = standing.key, []
+        table = self.tables[standing.ranked[0]][key]
+        floor, ceiling = self.references.floor(key, table), self.references.ceiling(key, table)
+        if score_info(key).id != "class_drift" and floor is not None:
+            parts.append(f"the frozen base has {decimal(floor)}")
+        if ceiling is not None:
+            parts.append(f"real photos among themselves {decimal(ceiling)}")
+        return f"; {', '.join(parts)}" if parts else ""
+
+    def _lost(self) -> list[str]:
+        """Rows without any score."""
+        return [
+            row
+            for row in self.rows
+            if not any(measured(self.tables, [row], key) for key in self.tables.get(row, {}))
+        ]
+
+    def _absent(self, standing: Standing) -> str:
+        """Rows that have other scores and not this one."""
+        lost = self._lost()
+        absent = [quoted(r) for r in self.rows if r not in standing.ranked and r not in lost]
+        were = "was" if len(absent) == 1 else "were"
+        return f"; {listing(absent)} {were} not measured in it" if absent else ""
+
+    def remarks(self) -> Iterator[str]:
+        """What qualifies the three sentences."""
+        lost = self._lost()
+        if lost:
+            yield f"Without any score, and left out: {listing([quoted(row) for row in lost])}."
+        standings = [found for question in QUESTIONS if (found := self.standing(question))]
+        yield from self._speak_of(standings)
+        most = max((len(standing.ranked) for standing in standings), default=0)
+        if most > 2:
+            pairs = most * (most - 1) // 2
+            yield f"Intervals of differences hold for all {pairs} pairs of rows at once, with 95 %."
+        if "prompt_fidelity" in self.chosen:
+            yield "Prompt fidelity is CLIP-T with the identifier replaced by the class noun."
+        yield from self._copies()
+        for id, direction, words in AGAINST_BASE:
+            amounts = self._against_base(self.chosen.get(id, ""), direction)
+            if amounts:
+                yield f"{words}: {listing(amounts)}."
+
+    def _speak_of(self, standings: Sequence[Standing]) -> Iterator[str]:
+        """What the three sentences' intervals hold for, and what it takes to speak of the methods."""
+        told: dict[str, list[str]] = {}
+        for standing in standings:
+            design = self._design(standing)
+            if design is None:
+                continue
+            runs = "" if design.rows_vary else f"{RUNS_ONLY} {self._needed(design, standing)}"
+            title = score_info(standing.key).title.lower()
+            told.setdefault(f"{design.speaks_of()}{runs}", []).append(title)
+        for text, titles in told.items():
+            whose = "" if len(told) == 1 else f" of {listing(titles)}"
+            yield f"The intervals{whose} speak of {text}."
+
+    def _needed(self, design: Design, standing: Standing) -> str:
+        if self.shown.issuperset(standing.ranked[:2]):
+            return "3 subjects"
+        return f"{design.seeds_needed} training seeds, or 3 subjects"
+
+    def _copies(self) -> Iterator[str]:
+        """Signs that rows hand out their training photos."""
+        key, share = (self.chosen.get(id, "") for id in ("subject_fidelity", "copy_share"))
+        for row in measured(self.tables, self.rows, key):
+            low = summarise(key, self._table(row, key)).low
+            ceiling = self.references.ceiling(key, self.tables[row][key])
+            if low is not None and ceiling is not None and low > ceiling:
+                yield (
+                    f"{quoted(row)} is nearer to the photos than they are to each other "
+                    f"({decimal(low)} at least, against {decimal(ceiling)}): look for copies."
+                )
+        for row in measured(self.tables, self.rows, share):
+            copies = summarise(share, self._table(row, share)).mean or 0.0
+            if copies >= NOTABLE_COPIES:
+                whose = f"the pictures of {quoted(row)}"
+                yield f"{copies:.0%} of {whose} pass for copies of a training photo."
+
+    def _against_base(self, key: str, direction: int) -> list[str]:
+        """Rows whose difference from the frozen base has that sign, each with its amount."""
+        base, amounts = self.references.frozen_base.get(key), []
+        for row in [] if base is None else measured(self.tables, self.rows, key):
+            pair = pair_of(
+                {row: self.tables[row], FROZEN_BASE: self.references.frozen_base},
+                key,
+                row,
+                FROZEN_BASE,
+                shown={*self.shown, FROZEN_BASE},
+            )
+            found = difference(*pair, level=LEVEL)
+            if found.low is not None and found.sign == direction:
+                amounts.append(f"{quoted(row)} by {amount(found, sign=direction or 1)}")
+        return amounts

@@ -155,7 +155,8 @@ def test_equal_rows_are_equal_and_nothing_is_asked_for() -> None:
 
 def test_a_single_row_stands_between_floor_and_ceiling() -> None:
     tables = {"lora": CLEAR["lora"]}
-    references = References({SUBJECT: table(0.3, seed=7)}, {SUBJECT: 0.75})
+    photos = np.array([0.7, 0.8]).reshape(1, 1, 1, 2)
+    references = References({SUBJECT: table(0.3, seed=7)}, {SUBJECT: photos})
     found = by_question(tables, references=references)["subject"]
     own = summarise(SUBJECT, tables["lora"][SUBJECT])
     assert found.text == (
@@ -200,6 +201,77 @@ def test_a_row_that_failed_where_it_is_hard_does_not_win_by_that() -> None:
     assert found.text.endswith("above partial, the next, on the pictures that both have.")
 
 
+def test_floor_and_ceiling_are_of_the_subjects_that_the_row_has() -> None:
+    easy_and_hard = np.array([0.8, 0.2]).reshape(2, 1, 1, 1)
+    base = np.broadcast_to(easy_and_hard, (2, 1, 3, 2)) - 0.1
+    photos = np.broadcast_to(easy_and_hard, (2, 1, 1, 4)) + 0.1
+    row = base + 0.05
+    row[1] = np.nan
+    references = References({SUBJECT: base}, {SUBJECT: photos})
+    text = by_question({"lora": {SUBJECT: row}}, references=references)["subject"].text
+    assert "the frozen base has 0.700, real photos among themselves 0.900" in text
+
+
+def test_a_row_that_is_better_only_where_the_other_has_no_pictures_is_not_called_ahead() -> None:
+    rng = np.random.default_rng(0)
+    base = np.array([0.8, 0.8, 0.8, 0.2]).reshape(4, 1, 1, 1) + rng.normal(size=(4, 1, 5, 4)) * 0.01
+    whole = base + 0.003 + rng.normal(size=base.shape) * 0.05
+    partial = base.copy()
+    partial[3] = np.nan
+    gap = float(np.nanmean(whole - partial))
+    assert 0 < gap < 0.01
+    found = by_question({"partial": {SUBJECT: partial}, "whole": {SUBJECT: whole}})["subject"]
+    assert found.leaders == ("partial", "whole")
+    assert f"whole has the better subject fidelity, by {gap:.3f} (" in found.text
+    assert "on the pictures that both have" in found.text
+    assert "ahead" not in found.text
+
+
+def test_rows_that_lack_the_deciding_score_are_named() -> None:
+    tables = dict(CLEAR, tool={SUBJECT: table(0.5, seed=20)})
+    found = by_question(tables)
+    for question in ("prompt", "class"):
+        assert found[question].text.endswith("; tool was not measured in it.")
+    assert "tool" not in found["subject"].text.replace("tool (0.500)", "")
+    assert found["class"].leaders == by_question(CLEAR)["class"].leaders
+
+
+def test_seeds_of_rows_that_were_not_trained_here_are_no_training_runs() -> None:
+    noise = np.random.default_rng(5).normal(size=(2, 1, 3, 6, 2)) * 0.01
+    tables = {row: {SUBJECT: noise[i] + 0.5 + 0.1 * i} for i, row in enumerate("ab")}
+    trained, shown = verdict(tables, ["a", "b"]), verdict(tables, ["a", "b"], shown={"a", "b"})
+    assert (trained.findings[0].scope, shown.findings[0].scope) == (
+        "",
+        "1 subject, 1 training run",
+    )
+    assert shown.remarks[0] == (
+        "The intervals speak of this subject as trained here and prompts like these 6: what another "
+        "training run would change is in none of them. To speak of the methods takes 3 subjects."
+    )
+    (folded,) = pair_differences(tables, ["a", "b"], shown={"a", "b"})
+    pictures = (noise[0] - noise[1] - 0.1).transpose(0, 2, 1, 3).reshape(1, 1, 6, 6)
+    again = interval(pictures, level=LEVEL)
+    assert (folded.interval.low, folded.interval.high) == pytest.approx((again.low, again.high))
+    assert folded.interval.speaks_of == again.speaks_of
+    assert pair_differences(tables, ["a", "b"], shown={"a"}) == pair_differences(tables, ["a", "b"])
+
+
+def test_every_question_s_intervals_speak_for_themselves() -> None:
+    """One prompt about the class and six about the subject; the first row failed on all but one subject."""
+    rng = np.random.default_rng(3)
+    tables = {
+        row: {SUBJECT: rng.normal(size=(4, 1, 6, 2)), DRIFT: rng.normal(size=(4, 1, 1, 2))}
+        for row in "abc"
+    }
+    tables["a"][SUBJECT][1:] = tables["a"][SUBJECT][1:] * np.nan
+    tables["a"][SUBJECT][0] -= 9
+    told = [r for r in verdict(tables, list(tables)).remarks if r.startswith("The intervals")]
+    assert told == [
+        "The intervals of subject fidelity speak of subjects like these 4 and prompts like these 6.",
+        "The intervals of drift of the class speak of subjects like these 4 and this prompt.",
+    ]
+
+
 def test_remarks_say_what_the_intervals_speak_of_and_how_prompts_were_read() -> None:
     remarks = verdict(CLEAR, list(CLEAR)).remarks
     assert remarks == (
@@ -214,7 +286,8 @@ def test_copies_and_beaten_ceilings_are_remarked_upon() -> None:
     share = np.zeros(SHAPE)
     share[0, 0, :, 0] = 1
     tables = {"lora": {SUBJECT: table(0.9, seed=1), "copy_share/e": share}}
-    remarks = verdict(tables, ["lora"], references=References({}, {SUBJECT: 0.7})).remarks
+    references = References({}, {SUBJECT: np.full((1, 1, 1, 2), 0.7)})
+    remarks = verdict(tables, ["lora"], references=references).remarks
     assert any("lora is nearer to the photos than they are to each other" in r for r in remarks)
     assert "25% of the pictures of lora pass for copies of a training photo." in remarks
 

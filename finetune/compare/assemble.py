@@ -180,6 +180,9 @@ def _rows(made: Made) -> tuple[Row, ...]:
             mode="json", exclude={"base", "data", "output", "sampling", "samples", "tracking"}
         )
         del settings["training"]["seed"]
+        settings["data"] = run.data.model_dump(
+            mode="json", exclude={"photos", "more_photos", "class_noun"}
+        )
         if run.training.max_seconds is not None:
             del settings["training"]["num_steps"]  # no limit
         error = None

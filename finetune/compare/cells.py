@@ -36,6 +36,12 @@ from finetune.validation import STATE, Validation
 from finetune.yardstick import Judges, Yardstick
 
 CELL, TRAINED, TRACEBACK = "cell.json", "trained.json", "error.txt"
+VOUCHED_FOR = (
+    "base.source", "base.single_file_config", "data.photos", "data.more_photos", "prior.photos", "samples",
+    "tracking",
+)  # fmt: skip
+"""What may be called otherwise when a cell goes on: the comparison knows by content that it is the same, or
+it shapes nothing."""
 
 
 @dataclass
@@ -210,7 +216,7 @@ def trained(
         yardstick = None if run.validation.every is None else bench.yardstick(subject)
         prepared = prepare_training(bench.base, method, run, yardstick=yardstick)
         num_trainable = sum(p.numel() for p in bench.base.trainable_parameters().values())
-        prepare_folder(run, resume=resume, overwrite=False)
+        prepare_folder(run, resume=resume, overwrite=False, allow_changes=VOUCHED_FOR)
         result = run_training(bench.base, method, run, prepared=prepared, resume=resume, name=name)
         if not result.finished:
             _leave(bench, name, result)

@@ -89,7 +89,8 @@ class CompareConfig(Section):
     """Row name -> sections of a run that hold for that row; each needs `method.kind`. The same method may
     come several times. `class_noun` (a word, or one per subject) makes a row call the subjects otherwise."""
     artifacts: dict[str, FinishedRow] = Field(default_factory=dict)
-    """Row name -> an artifact to show beside them, made for the same base."""
+    """Row name -> an artifact to show beside them, made for the same base: `{path: runs/dog}`, and `subject`
+    where it does not say itself what stands for the subject. `{name}` in the path is the subject's name."""
     prompts: tuple[str, ...] | str
     """Columns: a list, a file (a prompt a line, or YAML with a list per kind of subject), or `dreambooth`,
     the 25 + 25 prompts of Ruiz et al. 2023. `{subject}` becomes each method's phrase, and the class noun for
@@ -109,7 +110,8 @@ class CompareConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     """What is made equal between methods."""
     tune: TuneConfig | None = None
-    """Tuning before ranking; null ranks each row as it is configured."""
+    """Tuning before ranking, as in `{trials: 3, learning_rate_factors: [0.3, 1, 3], num_steps: [200, 400]}`;
+    null ranks each row as it is configured."""
     validation: ValidationConfig = ValidationConfig()
     """Prompts for tuning and for learning curves (`every`), disjoint from those above."""
     scorers: ScorersConfig = ScorersConfig()

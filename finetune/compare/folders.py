@@ -16,6 +16,7 @@ from pathlib import Path
 
 from data_prep.captions import fill_template
 from data_prep.kinds import ALL_SUFFIXES
+from data_prep.sources import printable
 from finetune.errors import ConfigError, DataError
 from finetune.results import Prompt, Role
 
@@ -117,30 +118,42 @@ def _from_metadata(path: Path, prompts: Sequence[Prompt]) -> list[FoundPicture]:
             row = json.loads(line)
             picture, prompt = path.parent / str(row["file_name"]), row["prompt"]
             seed = row.get("seed")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{where}: expected file_name, prompt and perhaps seed ({error})."
             ) from error
-        place = prompt if isinstance(prompt, int) else texts.get(str(prompt))
+        is_number = isinstance(prompt, int) and not isinstance(prompt, bool)
+        place = prompt if is_number else texts.get(str(prompt))
         if place is None or place < 0:
             raise DataError(f"{where}: the prompt {prompt!r} is none of the prompts file.")
-        if not picture.resolve().is_relative_to(path.parent.resolve()) or not picture.is_file():
-            raise DataError(f"{where}: there is no picture {row['file_name']} in {path.parent}.")
+        if not _lies_in(path.parent, picture):
+            shown = printable(str(row["file_name"]))
+            raise DataError(f"{where}: there is no picture {shown} in {path.parent}.")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise DataError(f"{where}: seed is {seed!r}; give a whole number.")
         found.append(FoundPicture(picture, place, seed))
     return found
 
 
+def _lies_in(folder: Path, picture: Path) -> bool:
+    try:
+        return picture.resolve().is_relative_to(folder.resolve()) and picture.is_file()
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, links in a circle
+        return False
+
+
 def check_same_seeds(tables: Mapping[str, Found]) -> None:
     """Raise `ConfigError` where two folders say that a picture's seed is another at the same place."""
-    names = list(tables)
-    for name in names[1:]:
-        for prompt, rows in enumerate(zip(tables[names[0]], tables[name], strict=True)):
-            for first, second in zip(*rows, strict=False):
-                if None not in (first.seed, second.seed) and first.seed != second.seed:
+    known: dict[tuple[int, int], tuple[str, FoundPicture]] = {}
+    for name, table in tables.items():
+        for prompt, row in enumerate(table):
+            for place, picture in enumerate(row):
+                if picture.seed is None:
+                    continue
+                other, first = known.setdefault((prompt, place), (name, picture))
+                if first.seed != picture.seed:
                     raise ConfigError(
-                        f"{first.path} and {second.path}, both of prompt {prompt}, have different seeds, "
-                        f"so {names[0]} and {name} cannot be compared picture by picture. Make them with the "
+                        f"{first.path} and {picture.path}, both of prompt {prompt}, have different seeds, "
+                        f"so {other} and {name} cannot be compared picture by picture. Make them with the "
                         "same seeds."
                     )

@@ -18,7 +18,14 @@ from finetune.generate import SamplingConfig
 from finetune.photos import scored_photos
 
 NOTE = "comparison.json"
-VERSION = 1
+VERSION = 2
+_PHOTO = (
+    ("pixels", "photo"),
+    ("mask", "mask of"),
+    ("caption", "caption of"),
+    ("repeats", "number of repeats of"),
+)
+"""What is remembered of a photo, and what it is called."""
 _ELSEWHERE = {"base", "data", "output", "sampling", "samples", "tracking"}
 """Sections of a run that are compared elsewhere, or shape nothing."""
 
@@ -149,6 +156,8 @@ def _photo_changes(old: list[Any], new: list[Any], subject: str) -> Iterator[str
         if name not in before or name not in after:
             yield f"{subject}: the photo {name} is {'new' if name in after else 'gone'}"
             continue
-        for key, what in (("pixels", "photo"), ("mask", "mask of"), ("caption", "caption of")):
+        for key, what in _PHOTO:
             if before[name][key] != after[name][key]:
                 yield f"{subject}: the {what} {name} has changed"
+    if before.keys() == after.keys() and list(before) != list(after):
+        yield f"{subject}: the photos come in another order"

@@ -58,6 +58,7 @@ class Scorers:
                 raise ConfigError(
                     f"scorers.subject: two networks are called {name}. Rename one of the folders."
                 )
+        check_names([*subject, scorers.prompt])
         return scorers
 
     def infos(self, judges: Judges | None = None) -> tuple[EncoderInfo, ...]:
@@ -106,7 +107,20 @@ def load_judges(
     own, wanted = config.scorers.resolved(source), config.validation_scorers.resolved(source)
     if (own.subject[0], own.prompt) == (wanted.subject[0], wanted.prompt):
         return Judges(scorers.subject[0], scorers.prompt)
-    return Judges.load(wanted, device=device)
+    judges = Judges.load(wanted, device=device)
+    check_names([*scorers.subject, scorers.prompt, judges.subject, judges.prompt])
+    return judges
+
+
+def check_names(encoders: Iterable[Encoder]) -> None:
+    """Raise `ConfigError` where two different networks have one name, which scores could not tell apart."""
+    known: dict[str, str] = {}
+    for encoder in encoders:
+        name, weights = encoder.card.name, encoder.card.sha256
+        if known.setdefault(name, weights) != weights:
+            raise ConfigError(
+                f"scorers: two different networks are called {name}. Rename one of the folders."
+            )
 
 
 class Album:

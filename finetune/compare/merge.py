@@ -186,8 +186,10 @@ def _row_value(row: Row) -> Any:
         return values
     looks = row.settings.get("validation", {})
     stops = {key: looks.get(key) for key in ("patience", "keep")}
-    if any(stops.values()):
-        stops["every"] = looks.get("every")
+    if stops["patience"] is not None or stops["keep"] == "recommended":
+        stops |= {key: looks.get(key) for key in ("every", "num_images", "limits")}
+        judges = looks["scorers"]  # folders of one name hold one network, or encoders differ
+        stops["scorers"] = [Path(name).name for name in (judges["subject"][0], judges["prompt"])]
     return {**values, "settings": {**row.settings, "validation": stops}}
 
 
@@ -208,8 +210,8 @@ def _budget(parts: Sequence[Given]) -> tuple[Any, list[str]]:
 
 
 def _with_like_curves(parts: Sequence[Given]) -> tuple[list[Given], list[str]]:
-    """The parts without learning curves by another rule or on other validation prompts; and why."""
-    rule, prompts = None, dict[str, tuple[Prompt, ...]]()
+    """The parts without learning curves that are not measured like those before them; and why."""
+    rule, looks, prompts = None, None, dict[str, tuple[Prompt, ...]]()
     kept, remarks = list[Given](), list[str]()
     for path, part in parts:
         rule = rule or part.rule
@@ -218,7 +220,10 @@ def _with_like_curves(parts: Sequence[Given]) -> tuple[list[Given], list[str]]:
             why = "they follow a different checkpoint rule"
         elif any(prompts.get(name, own[name]) != own[name] for name in own):
             why = "they are on different validation prompts"
+        elif looks and _looks(part) not in (frozenset(), looks):
+            why = "other networks judged them, or other numbers of pictures"
         else:
+            looks = looks or _looks(part)
             prompts |= own
             kept.append((path, part))
             continue
@@ -226,6 +231,15 @@ def _with_like_curves(parts: Sequence[Given]) -> tuple[list[Given], list[str]]:
         kept.append((path, part.model_copy(update={"cells": tuple(cells)})))
         remarks.append(f"The learning curves of {path} are left out: {why}.")
     return kept, remarks
+
+
+def _looks(part: Results) -> frozenset[tuple[frozenset[str], frozenset[int]]]:
+    """How the points of learning curves were measured: score keys, and pictures per prompt."""
+    return frozenset(
+        (frozenset(point.scores), frozenset(map(len, point.pictures)))
+        for cell in part.cells
+        for point in cell.curve
+    )
 
 
 def _own_remarks(part: Results) -> list[str]:

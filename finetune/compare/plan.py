@@ -133,7 +133,8 @@ def row_run(
     if uses_validation(config):
         validation = config.validation.model_dump(mode="json")
         validation["prompts"] = list(subject.validation)
-        validation["scorers"] = config.validation_scorers.model_dump(mode="json")
+        scorers = config.validation_scorers.resolved(config.base.source)
+        validation["scorers"] = scorers.model_dump(mode="json")
     run = _built(config, name, data, validation, seed, output, load_method)
     return run if trial is None else with_trial(run, trial)
 
@@ -167,8 +168,9 @@ def method_runs(config: CompareConfig, load_method: MethodLoader) -> dict[str, R
             taken[name] = None
     # A folder of subjects says what they are later.
     data = config.data.model_copy(update={"class_noun": config.data.class_noun or "subject"})
+    looks = config.validation.model_dump(mode="json", include={"every", "patience", "keep"})
     return {
-        name: _built(config, name, data, {}, config.seeds[0], config.output, load_method)
+        name: _built(config, name, data, looks, config.seeds[0], config.output, load_method)
         for name in config.methods
     }
 

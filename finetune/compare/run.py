@@ -33,7 +33,7 @@ from finetune.compare.tuning import Tuned, tune_row
 from finetune.config import MethodLoader
 from finetune.errors import CheckpointError
 from finetune.export.imported import attached, bases_of, with_token
-from finetune.files import LOCK, claimed, lacks_room, write_json
+from finetune.files import LOCK, claimed, lacks_room, partial_of, write_json
 from finetune.results import FROZEN_BASE, RESULTS, Cell
 from finetune.train import training_device
 from finetune.yardstick import Judges
@@ -50,16 +50,16 @@ def check_output(planned: Planned, *, overwrite: bool) -> None:
     if stored is not None:
         check_same(stored, planned.identity, folder)
         return
-    own = {NOTE, RESULTS, LOCK}
-    names = {path.name for path in folder.iterdir()}
-    if not names - {LOCK}:
+    killed_at_once = {LOCK, partial_of(folder / NOTE).name}
+    names = {path.name for path in folder.iterdir()} - killed_at_once
+    if not names:
         return
     if not overwrite:
         raise CheckpointError(
             f"{folder} is not empty and holds no comparison that could go on (no {NOTE}). Choose another "
             "folder with output=..., or replace a comparison with --overwrite."
         )
-    if not names & (own - {LOCK}):
+    if not names & {NOTE, RESULTS}:
         raise CheckpointError(
             f"{folder} is not empty and is no comparison, so --overwrite will not delete it. Choose another "
             "folder with output=..."
@@ -210,6 +210,10 @@ def _guarded(bench: Bench, place: Place, make: Callable[[Place, str], Cell], key
     """Make a cell; what goes wrong in it is noted, but a full disk, or the frozen base, stops everything."""
     try:
         return make(place, key)
+    except CheckpointError as error:  # what is half done is not lost to a failure
+        raise CheckpointError(
+            f"{error}\nOr remove {place.folder(bench.root)}, and only that is made anew."
+        ) from error
     except Exception as error:  # whatever a method's code raises must not end the others
         if place.row == FROZEN_BASE or lacks_room(error):
             raise

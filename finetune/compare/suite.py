@@ -92,7 +92,9 @@ def _entries(config: CompareConfig) -> dict[str, SubjectEntry]:
         return {subject_name(data.photos): entry}
     for field, given in (("class_noun", data.class_noun), ("more_photos", data.more_photos)):
         if given:
-            raise ConfigError(f"data.{field}: of a folder of subjects {file} says it for each.")
+            raise ConfigError(
+                f"data.{field}: of a folder of subjects {file} says it for each. Set data.{field}=null."
+            )
     entries = _listed(file)
     for name in config.subjects:
         if name not in entries:

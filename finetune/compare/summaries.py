@@ -25,7 +25,7 @@ from finetune.results import (
     ScoreInfo,
     Summary,
 )
-from finetune.tables import Table
+from finetune.tables import Table, without_runs
 from finetune.verdict import References, verdict
 
 _RULED = ("subject_fidelity", "prompt_fidelity", "drift", "copy_share")
@@ -43,18 +43,15 @@ def completed(results: Results) -> Results:
         for row in results.rows
     }
     compared = [row.name for row in results.rows if row.kind != "reference"]
+    shown = {row.name for row in results.rows if row.kind != "method"}
     keys = [score.key for score in results.scores]
     found = verdict(
         {name: tables[name] for name in compared},
         compared,
+        shown=shown,
         headline={score.id: score.key for score in results.scores if score.headline},
         references=References(
-            frozen_base=tables.get(FROZEN_BASE, {}),
-            real_similarity={
-                key: mean
-                for key, table in tables.get(REAL_PHOTOS, {}).items()
-                if (mean := summarise(key, table, real_photos=True).mean) is not None
-            },
+            frozen_base=tables.get(FROZEN_BASE, {}), real_photos=tables.get(REAL_PHOTOS, {})
         ),
     )
     differences = [
@@ -66,15 +63,13 @@ def completed(results: Results) -> Results:
             conclusion=pair.conclusion,
             needed=pair.needed,
         )
-        for pair in pair_differences(tables, compared, keys)
+        for pair in pair_differences(tables, compared, keys, shown=shown)
     ]
     curves = [curve for row in results.rows if (curve := curve_of(results, row)) is not None]
     changes = {
         "summaries": [
             Summary(
-                row=row,
-                score=key,
-                estimate=_estimate(summarise(key, table, real_photos=row == REAL_PHOTOS)),
+                row=row, score=key, estimate=_summary(row, key, table, is_shown=row in shown)
             ).model_dump()
             for row, by_score in tables.items()
             for key, table in by_score.items()
@@ -91,6 +86,12 @@ def completed(results: Results) -> Results:
     }
     # Validated, so that every number is rounded as it is in the file.
     return Results.model_validate({**results.model_dump(), **changes})
+
+
+def _summary(row: str, key: str, table: Table, *, is_shown: bool) -> Estimate:
+    if row == REAL_PHOTOS:
+        return _estimate(summarise(key, table, real_photos=True))
+    return _estimate(summarise(key, without_runs(table) if is_shown else table))
 
 
 def table_of(results: Results, row: str, score: ScoreInfo) -> Table | None:

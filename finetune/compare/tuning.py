@@ -151,7 +151,7 @@ class _TunedRow:
         except (
             Exception
         ) as error:  # whatever a method's code raises ends the trial, not the comparison
-            if lacks_room(error):
+            if isinstance(error, CheckpointError) or lacks_room(error):
                 raise
             outcome = {"status": "failed", "error": in_a_sentence(error)}
             keep_traceback(error, folder)

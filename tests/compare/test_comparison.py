@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from finetune import yardstick
 from finetune.bases import EMBEDDED
 from finetune.compare import pictures
 from finetune.compare.config import CompareConfig
 from finetune.compare.measure import Scorers
+from finetune.compare.suite import load_suite
 from finetune.compare.summaries import table_of
-from finetune.config import validate
+from finetune.config import merge, validate
 from finetune.encoders import hide_background
 from finetune.errors import CheckpointError, ConfigError, UserError
 from finetune.photos import scored_photos
@@ -177,7 +178,33 @@ def test_anything_else_that_changed_is_refused_by_name_and_nothing_is_touched(
     (photos / "3.png").unlink()
     refused("the photo 1.png has changed", changed())
     shutil.copy(suite_folder / "rex" / "1.png", photos / "1.png")
+    rows = [{"file_name": f"{number}.png"} for number in range(3)]
+
+    def listed(rows: list[dict[str, Any]]) -> None:
+        (photos / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    listed([rows[0], {**rows[1], "repeats": 4}, rows[2]])
+    refused("the number of repeats of 1.png has changed", changed())
+    listed(rows[::-1])
+    refused("the photos come in another order", changed())
+    (photos / "metadata.jsonl").unlink()
     run_comparison(changed())
+
+
+def test_how_often_more_photos_come_and_their_prompt_are_part_of_a_comparison(
+    values: Values, suite_folder: Path
+) -> None:
+    def remembered(**more: Any) -> list[dict[str, Any]]:
+        folder = {"path": str(suite_folder / "cup"), **more}
+        config = validate(CompareConfig, values(data={"more_photos": [folder]}), "test")
+        (subject,) = load_suite(config, size=16)
+        return [photo.identity() for photo in subject.photos]
+
+    plain = remembered()
+    for more, key in (({"repeats": 5}, "repeats"), ({"prompt": "a close {subject}"}, "caption")):
+        *same, last = remembered(**more)
+        assert same == plain[:-1]
+        assert {name for name in last if last[name] != plain[-1][name]} == {key}
 
 
 def test_overwrite_deletes_comparisons_only_and_after_all_checks(
@@ -192,6 +219,7 @@ def test_overwrite_deletes_comparisons_only_and_after_all_checks(
         run_comparison(values(), overwrite=True)
     assert (out / "thesis.txt").read_text() == "precious"
     (out / "thesis.txt").unlink()
+    (out / ".comparison.json.partial").write_text("{")  # of one that was killed at its first note
     run_comparison(values())
     before = files(out)
     from finetune.errors import DataError
@@ -286,8 +314,49 @@ def test_a_signal_in_the_last_look_ends_the_comparison_which_goes_on_behind_it(
     assert not (cells / "high").exists()
     before = (cells / "low/rex/seed-0/run/trained.json").read_bytes()
     results = run_comparison(given)
+    assert not results.failed
     assert [len(results.cells_of(row)) for row in ("low", "high")] == [1, 1]
     assert (cells / "low/rex/seed-0/run/trained.json").read_bytes() == before
+
+
+def test_a_half_trained_cell_goes_on_where_photos_have_moved_and_is_never_a_failure(
+    values: Values,
+    run_comparison: Compare,
+    suite_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a comparison may call otherwise, its cells may; a run that is another one stops everything."""
+    every = {"every": 1, "prompts": ["a {subject} at dawn", "a lamp"]}
+    given = values(validation=every, shared={"training": {"num_steps": 4}})
+    real = Validation.look
+
+    def look(self: Validation, step: int) -> bool:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Validation, "look", look)
+        with pytest.raises(SystemExit):
+            run_comparison(given)
+    run = tmp_path / "out/cells/low/rex/seed-0/run"
+    assert not (run / "trained.json").exists()
+    shutil.copytree(suite_folder / "rex", tmp_path / "moved" / "rex")
+    moved = merge(given, {"data": {"photos": str(tmp_path / "moved" / "rex")}})
+    moved["validation"]["scorers"] = {"subject": ["clay-clip"]}  # as it was by default
+    moved["shared"]["samples"] = {"every": 100}
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("batch_size: 1", "batch_size: 2", 1))
+    with pytest.raises(CheckpointError, match=r"another configuration[\s\S]*Or remove .*seed-0"):
+        run_comparison(moved)
+    assert not (run.parent / "cell.json").exists()
+    (run / "config.yaml").write_text(config)
+    said: list[str] = []
+    results = run_comparison(moved, said=said)
+    assert not results.failed, results.failed
+    assert [len(results.cells_of(row)) for row in ("low", "high")] == [1, 1]
+    assert "rex, seed 0: frozen base" not in said
 
 
 def test_what_is_wrong_with_the_base_is_no_row_s_failure(
@@ -354,7 +423,8 @@ def test_tuning_tries_each_row_equally_often_and_ranks_what_it_chose(
     values: Values, run_comparison: Compare, tmp_path: Path
 ) -> None:
     tune = {"trials": 2, "learning_rate_factors": [0.5, 2.0], "num_steps": [1]}
-    given = values(tune=tune)
+    every_trial = {"max_drift": 100, "max_copy_share": 1, "min_prompt_fidelity": 0}
+    given = values(tune=tune, validation={"limits": every_trial})
     given["methods"]["broken"] = {
         "method": {"kind": "lora", "learning_rate": 1e30},
         "training": {"max_non_finite_steps": 1},
@@ -372,10 +442,8 @@ def test_tuning_tries_each_row_equally_often_and_ranks_what_it_chose(
         chosen = row.trials[row.chosen_trial]
         assert row.settings["method"]["learning_rate"] == chosen.settings["method.learning_rate"]
         assert row.settings["training"]["num_steps"] == 3
-        allowed = [trial for trial in row.trials if trial.allowed]
-        if allowed:
-            best = max(allowed, key=lambda t: t.scores["subject_fidelity/clay-clip"] or 0)
-            assert chosen == best
+        assert all(trial.allowed for trial in row.trials)
+        assert chosen == max(row.trials, key=lambda t: t.scores["subject_fidelity/clay-clip"] or 0)
         config = tmp_path / "out" / "cells" / name / "rex" / "seed-0" / "run" / "config.yaml"
         assert f"learning_rate: {chosen.settings['method.learning_rate']}" in config.read_text()
     assert rows["broken"].chosen_trial is None
@@ -568,3 +636,9 @@ def test_a_network_called_like_another_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="two networks are called clay-clip"):
         Scorers.load(ScorersConfig(subject=("clay-clip", "clay-clip"), prompt="clay-clip"))
+    other = tmp_path / "clay-clip"
+    shutil.copytree(EMBEDDED / "clay-clip", other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, other / "model.safetensors")
+    with pytest.raises(ConfigError, match="two different networks are called clay-clip"):
+        Scorers.load(ScorersConfig(subject=("clay-clip",), prompt=str(other)))

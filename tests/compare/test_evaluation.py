@@ -81,9 +81,14 @@ def test_pictures_that_cannot_be_placed_are_named(pictures: Fill, tmp_path: Path
         ({"file_name": "x.png", "prompt": "a cat"}, "line 1: the prompt 'a cat' is none"),
         ({"file_name": "../out.png", "prompt": 0}, "line 1: there is no picture"),
         ({"file_name": "x.png", "prompt": 0, "seed": "7"}, "line 1: seed is '7'"),
+        ({"file_name": "x.png", "prompt": True}, "line 1: the prompt True is none"),
+        ({"file_name": "x\0.png", "prompt": 0}, r"line 1: there is no picture x\\x00\.png"),
+        ({"file_name": 300 * "x", "prompt": 0}, "line 1: there is no picture"),
     ):
         (listed / "metadata.jsonl").write_text(json.dumps(row))
         refused(match, listed)
+    (listed / "metadata.jsonl").write_text('{"prompt": ' + 100_000 * "[")
+    refused("line 1: expected file_name", listed)
 
 
 @pytest.fixture
@@ -169,6 +174,9 @@ def test_seeds_that_do_not_fit_are_refused(
     one, two = pictures("one", "00-1.png"), pictures("two", "00-2.png")
     with pytest.raises(ConfigError, match="both of prompt 0, have different seeds"):
         evaluate({"one": one, "two": two})
+    silent = pictures("silent", "00-x.png")  # what the first does not tell, the others may
+    with pytest.raises(ConfigError, match="so one and two cannot be compared picture by picture"):
+        evaluate({"silent": silent, "one": one, "two": two})
     with pytest.raises(ConfigError, match=r"x\.png of mine does not tell its seed"):
         evaluate({"mine": pictures("mine", "00-x.png")}, base=tiny_base)
     with pytest.raises(ConfigError, match="one: rename the folder"):

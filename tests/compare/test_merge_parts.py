@@ -152,9 +152,15 @@ def test_learning_curves_by_another_rule_or_on_other_prompts_are_left_out_and_to
         to_high(values)
         values["subjects"][0]["validation_prompts"][0]["template"] = "a {subject} in the snow"
 
+    def judges(values: dict[str, Any]) -> None:
+        to_high(values)
+        for point in cell_of(values, "high")["curve"]:
+            point["scores"] = {f"{key}-other": value for key, value in point["scores"].items()}
+
     for change, why in (
         (rule, "a different checkpoint rule"),
         (prompts, "on different validation"),
+        (judges, "other networks judged them"),
     ):
         other = changed(watched, tmp_path / change.__name__, change)
         both = join(tmp_path, watched, other)
@@ -164,6 +170,39 @@ def test_learning_curves_by_another_rule_or_on_other_prompts_are_left_out_and_to
         assert not both.cells_of("high")[0].curve
     same = join(tmp_path, watched, changed(watched, tmp_path / "same", to_high))
     assert [curve.row for curve in same.curves] == ["low", "high"]
+
+
+def test_rows_that_learnt_from_other_data_or_were_kept_by_another_rule_are_not_one(
+    one: Path, tmp_path: Path
+) -> None:
+    def row(values: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = next(row for row in values["rows"] if row["name"] == "low")
+        return found
+
+    def data(values: dict[str, Any]) -> None:
+        row(values)["settings"]["data"]["unmasked_weight"] = 0.1
+
+    def kept(values: dict[str, Any]) -> None:
+        looks = row(values)["settings"]["validation"]
+        names = {"subject": ["/somewhere/clay-clip"], "prompt": "clay-clip"}
+        looks |= {"every": 1, "keep": "recommended", "scorers": names}
+
+    def limits(values: dict[str, Any]) -> None:
+        kept(values)
+        row(values)["settings"]["validation"]["limits"]["max_drift"] = 9.0
+
+    def moved(values: dict[str, Any]) -> None:
+        kept(values)
+        row(values)["settings"]["validation"]["scorers"]["subject"] = ["/elsewhere/clay-clip"]
+
+    first = changed(one, tmp_path / "kept", kept)
+    for folder, change, match in (
+        (one, data, r"settings\.data\.unmasked_weight is 1\.0 in the one and 0\.1"),
+        (first, limits, r"settings\.validation\.limits\.max_drift is 0\.5 in the one and 9\.0"),
+    ):
+        with pytest.raises(ArtifactError, match=match):
+            join(tmp_path, folder, changed(folder, tmp_path / change.__name__, change))
+    assert join(tmp_path, first, changed(one, tmp_path / "moved", moved)).cells_of("low")
 
 
 def test_scorers_may_be_added_in_another_comparison(one: Path, tmp_path: Path) -> None:

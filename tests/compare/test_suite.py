@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from finetune.base import recognise_base
 from finetune.compare.config import CompareConfig, TuneConfig
 from finetune.compare.plan import (
     Trial,
@@ -22,6 +23,7 @@ from finetune.compare.plan import (
 from finetune.compare.suite import SuiteSubject, load_suite
 from finetune.config import RunConfig, validate
 from finetune.errors import ConfigError, DataError
+from finetune.run import check_settings
 from methods import load_method
 
 Values = Callable[..., dict[str, Any]]
@@ -66,7 +68,7 @@ def test_a_folder_of_subjects_says_what_each_is(suite_folder: Path, values: Valu
     data = {"photos": str(suite_folder), "class_noun": None}
     rex, cup = suite(values(data=data, prompts="dreambooth"))
     assert (rex.kind, cup.kind, cup.class_noun) == ("live", "object", "mug")
-    assert len(rex.photos), len(cup.photos) == (3, 1)
+    assert (len(rex.photos), len(cup.photos)) == (3, 1)
     texts = [[p.template for p in subject.prompts if p.role == "test"] for subject in (rex, cup)]
     assert len(texts[0]) == len(texts[1]) == 25
     assert len({*texts[0], *texts[1]}) == 35
@@ -231,6 +233,21 @@ def test_what_was_made_equal_is_told(values: Values) -> None:
     assert "for at most 1,000,000 optimizer steps." in text(budget=million, tune=same)
     timed = {"kind": "seconds", "amount": 1.5}
     assert text(budget=timed) == "Every method trained for 1.5 seconds of optimizer steps."
+
+
+@pytest.mark.parametrize("row", [{"patience": 3}, {"keep": "recommended"}])
+def test_rows_may_follow_the_checkpoint_rule_where_there_are_looks(
+    values: Values, row: dict[str, Any]
+) -> None:
+    def checked(**validation: Any) -> None:
+        methods = {"low": {"validation": row}}
+        config = validate(CompareConfig, values(validation=validation, methods=methods), "test")
+        run = method_runs(config, load_method)["low"]
+        check_settings(run, recognise_base(config.base), load_method("lora")(run.method))
+
+    checked(every=50)
+    with pytest.raises(ConfigError, match=r"validation\.every=50"):
+        checked()
 
 
 def test_every_row_tries_the_same_settings_relative_to_its_own(values: Values) -> None:
