@@ -43,8 +43,8 @@ class DataConfig(Section):
     image_column: str = "image"
     """Column of pictures, for datasets."""
     caption_column: str | None = None
-    """Column or metadata key of captions. A caption should hold `{subject}`. Null takes a `.txt` beside
-    the picture, else `prompt`."""
+    """Column or key of `metadata.jsonl` that holds captions, as `text`. A caption should hold `{subject}`.
+    Null takes a `.txt` beside the picture, else `prompt`."""
     class_noun: str | None = None
     """What the subject is, in one or two words: "dog", "coffee mug"."""
     prompt: str | tuple[str, ...] = "a photo of a {subject}"

@@ -144,7 +144,6 @@ def _from_metadata(folder: Path, config: DataConfig) -> list[Record]:
             )
         if not is_file:
             raise DataError(f"{path}, line {number}: there is no file {shown} in {folder}.")
-        caption = None
         if config.caption_column is not None:
             if config.caption_column not in row:
                 raise DataError(
@@ -152,6 +151,8 @@ def _from_metadata(folder: Path, config: DataConfig) -> list[Record]:
                     f"It has {', '.join(row)}.{did_you_mean(config.caption_column, row)}"
                 )
             caption = _caption(row[config.caption_column])
+        else:
+            caption = _sidecar(picture)
         repeats = _repeats(row, f"{path}, line {number}")
         if picture in records:
             raise DataError(

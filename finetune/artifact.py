@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +63,9 @@ class Artifact:
     """Name of the base's model family."""
     prediction_type: str | None = None
     """What the base's denoiser predicts, for the headers of other tools."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """How the run makes pictures, fields of `SamplingConfig`; what `finetune generate` takes for want of
+    options."""
 
 
 def artifact_bytes(folder: Path) -> int:
@@ -93,6 +96,7 @@ def save_artifact(base: BasePipeline, method: Method, config: RunConfig, folder:
         size=config.data.size or base.family.default_size(base.components),
         family=base.family.name,
         prediction_type=base.noise_process.prediction_type,
+        sampling=config.sampling.model_dump(mode="json", exclude={"size", "cpu_offload"}),
     )
     with atomic_folder(folder, needed_bytes=_bytes_of(base, method, artifact)) as temporary:
         if artifact.format == "pipeline":

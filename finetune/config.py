@@ -327,7 +327,7 @@ def differences(old: str, new: str, old_name: str, new_name: str) -> str:
     return "\n".join(line for line in lines if not line.startswith("@@"))
 
 
-def commented_yaml(model: type[Section], config: Section, *, indent: int = 0) -> str:
+def commented_yaml(config: Section, *, indent: int = 0) -> str:
     """The configuration as YAML with every field's documentation above it."""
     lines: list[str] = []
     pad = " " * indent
@@ -337,7 +337,7 @@ def commented_yaml(model: type[Section], config: Section, *, indent: int = 0) ->
             lines.append(f"{pad}# {line.strip()}")
         if isinstance(value, Section):
             lines.append(f"{pad}{name}:")
-            lines.append(commented_yaml(type(value), value, indent=indent + 2))
+            lines.append(commented_yaml(value, indent=indent + 2))
         else:
             plain = config.model_dump(mode="json")[name]
             style = None if isinstance(plain, list | dict) else False  # lists on one line

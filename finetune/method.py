@@ -1,4 +1,4 @@
-"""What a personalisation method is: eight hooks and a context, each called from exactly one place."""
+"""What a personalisation method is: seven hooks to write, and four with a default."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from finetune.cli import app, reports_errors
-from finetune.config import build_run_config, parse_yaml
+from finetune.compare.config import CompareConfig
+from finetune.config import build_run_config, parse_yaml, read_yaml, validate
+from finetune.pretrain.recipe import PretrainConfig
 from methods import METHODS, load_method
 
 COMMANDS = {
@@ -135,6 +137,15 @@ def test_show_config_prints_a_configuration_that_is_read_back() -> None:
         assert result.exit_code == 0
         config = build_run_config(parse_yaml(result.stdout, kind), load_method, kind)
         assert config.method == load_method(kind).config_class()
+    for command, kind, field in (
+        ("compare", CompareConfig, "unrelated_prompts"),
+        ("pretrain", PretrainConfig, "freeze_text_encoder"),
+    ):
+        text = invoke("show-config", command).stdout
+        assert f"{field}: " in text
+        values = parse_yaml(text, command)
+        told = validate(kind, values, command).model_dump(mode="json")
+        assert told == values
 
 
 def test_list_methods_shows_all_and_survives_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,10 +480,10 @@ def test_generate_on_what_is_no_artifact(tmp_path: Path) -> None:
 def test_generate_without_a_prompt(tmp_path: Path) -> None:
     assert refusal("generate", tmp_path).startswith("Give --prompt")
     missing = refusal("generate", tmp_path, "--prompts", tmp_path / "gone.txt")
-    assert missing == f"There is no prompts file {tmp_path / 'gone.txt'}."
+    assert missing.startswith(f"--prompts: '{tmp_path / 'gone.txt'}' is no prompts file here")
     (tmp_path / "latin.txt").write_bytes("ein Hündchen".encode("latin-1"))
     latin = refusal("generate", tmp_path, "--prompts", tmp_path / "latin.txt")
-    assert latin.startswith(f"{tmp_path / 'latin.txt'} is not UTF-8 text")
+    assert latin.startswith(f"--prompts: {tmp_path / 'latin.txt'} is not UTF-8 text")
 
 
 def test_generate_with_bad_values(finished_run: Path) -> None:
@@ -487,6 +498,38 @@ def test_generate_with_bad_values(finished_run: Path) -> None:
     damaged = refusal("generate", finished_run, "--prompt", "x")
     assert "artifact.json" in damaged
     assert "rank" in damaged
+
+
+def test_pictures_are_sampled_as_the_run_says_but_for_options(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    note = finished_run / "artifact" / "artifact.json"
+    told = json.loads(note.read_text())
+    config = read_yaml(finished_run / "config.yaml")
+    assert told["sampling"]["num_steps"] == config["sampling"]["num_steps"]
+    told["sampling"] |= {"num_steps": 3, "guidance_scale": 2.0, "scheduler": "ddim"}
+    note.write_text(json.dumps(told))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("# a comment is no prompt\na {subject}\n")
+
+    def picture(*options: str) -> bytes:
+        output = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
+        given = ("--prompts", prompts, "--num-images", "1", "--output", output)
+        made = invoke("generate", finished_run, *given, *options)
+        assert made.exit_code == 0, made.output
+        assert {path.name for path in output.iterdir()} == {"00-0000.png", "grid.png"}
+        return (output / "00-0000.png").read_bytes()
+
+    as_told = ("--steps", "3", "--guidance-scale", "2", "--scheduler", "ddim")
+    own = picture()
+    assert own == picture(*as_told)
+    assert own != picture("--guidance-scale", "6")
+    told["sampling"]["num_steps"] = 0
+    note.write_text(json.dumps(told))
+    refused = refusal("generate", finished_run, "--prompt", "x")
+    assert refused.startswith(
+        "sampling of the artifact, and options:\n  num_steps: input should be"
+    )
 
 
 def test_pictures_of_artifacts_with_one_name_stay_apart(finished_run: Path, tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_commented_yaml_reads_back_and_explains_every_field(kind: str) -> None:
     data = DataConfig(photos="photos", class_noun="dog", prompt="a #1 photo: of {subject}")
     method = load_method(kind).config_class()
     config = RunConfig(data=data, method=method, output=Path("runs/x"))
-    text = commented_yaml(RunConfig, config)
+    text = commented_yaml(config)
     assert build(parse_yaml(text, "text")) == config
     lines = text.splitlines()
     keys = [line for line in lines if not line.lstrip().startswith("#")]

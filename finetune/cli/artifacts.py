@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -35,18 +35,36 @@ def generate(
     prompt: Annotated[
         list[str] | None, typer.Option(help="May hold {subject} and {class}; repeatable.")
     ] = None,  # noqa: UP007, UP045
-    prompts: Annotated[Optional[Path], typer.Option(help="Text file with a prompt a line.")] = None,  # noqa: UP007, UP045
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="A file with one a line, YAML, or dreambooth: the paper's 25 + 25."),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="live or object, for prompts that differ by kind.")
+    ] = "object",
     num_images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
     seed: Annotated[
         int, typer.Option(help="Seed of the first picture; the next has seed + 1.")
     ] = 0,
     scheduler: Annotated[
-        str, typer.Option(help="ddpm, ddim, dpm-solver++ or sde-dpm-solver++.")
-    ] = "sde-dpm-solver++",
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
-    guidance_scale: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 4.0,
-    negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+        str | None,
+        typer.Option(
+            help="ddpm, ddim, dpm-solver++ or sde-dpm-solver++; as in the run if not given."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps; as in the run if not given.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(min=0, help="Classifier-free guidance; as in the run if not given."),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What to steer away from; as in the run if not given.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures at a time; as in the run if not given.")
+    ] = None,
     cpu_offload: Annotated[
         bool, typer.Option("--cpu-offload", help="For bases larger than the accelerator.")
     ] = False,
@@ -64,6 +82,8 @@ def generate(
 ) -> None:
     """Make pictures with one or several artifacts: same prompts, same seeds, one grid.
 
+    They are sampled as the first run's configuration says (`sampling`), but for options that are given here.
+
     Example: finetune generate runs/dog --prompt "a photo of a {subject} on the beach"
 
     What other tools made needs its base: finetune generate dog.safetensors --base clay --prompt "..."
@@ -75,34 +95,30 @@ def generate(
     from finetune.generate import SamplingConfig, check_sampling, labelled_grid
     from finetune.generate import generate as make
     from finetune.guards import remarks_on_pictures
+    from finetune.prompts import KINDS, read_prompts
     from finetune.train import training_device
     from methods import load_method
 
+    if kind not in KINDS:
+        raise UserError(f"--kind: '{kind}' is not one of {', '.join(KINDS)}.")
     templates = list(prompt or [])
     if prompts is not None:
-        if not prompts.is_file():
-            raise UserError(f"There is no prompts file {prompts}.")
-        try:
-            lines = prompts.read_text("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{prompts} is not UTF-8 text: {error.reason}.") from error
-        templates += [line.strip() for line in lines if line.strip()]
+        templates += [line.text for line in read_prompts(prompts, field="--prompts").of(kind)]
     if not templates:
         raise UserError('Give --prompt "a photo of a {subject} ..." or --prompts FILE.')
-    sampling = validate(
-        SamplingConfig,
-        {
-            "scheduler": scheduler,
-            "num_steps": steps,
-            "guidance_scale": guidance_scale,
-            "negative_prompt": negative_prompt,
-            "batch_size": batch_size,
-            "cpu_offload": cpu_offload,
-        },
-        "options",
-    )
-    check_sampling(sampling, training_device())
+    given = {
+        "scheduler": scheduler,
+        "num_steps": steps,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "batch_size": batch_size,
+        "cpu_offload": cpu_offload,
+    }
+    told = {name: value for name, value in given.items() if value is not None}
+    check_sampling(validate(SamplingConfig, told, "options"), training_device())
     sources = [open_source(path, allow_pickle=allow_pickle) for path in artifacts]
+    own = next((source.note.sampling for source in sources if source.note is not None), {})
+    sampling = validate(SamplingConfig, {**own, **told}, "sampling of the artifact, and options")
     for path, source in zip(artifacts, sources, strict=True):
         unknown = [] if source.note else ["{class}"]
         unknown += [] if source.subject else ["{subject}"]
@@ -152,7 +168,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="kohya (LoRA), a1111 (Textual Inversion), single-file (DreamBooth) or diffusers (any).",
+            help="Of Stable Diffusion 1.x, 2.x and XL: kohya (LoRA), a1111 (Textual Inversion), single-file "
+            "(DreamBooth). Of any base: diffusers.",
         ),
     ],
     output: Annotated[

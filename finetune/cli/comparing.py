@@ -55,10 +55,17 @@ def compare(
 
     Example: finetune compare configs/clay/compare.yaml data.photos=my_dog data.class_noun=dog
 
+    Many subjects: data.photos is a folder of theirs with a subjects.yaml, a line for each ('rex: {class_noun:
+    dog, kind: live}'), and data.class_noun=null. All fields: finetune show-config compare.
+
     Join: finetune compare --from runs/monday runs/tuesday output=runs/both
     """
     if merge:
         given = [*merge, *([] if config is None else [config]), *map(Path, overrides or [])]
+        if retry_failed:
+            raise UserError(
+                "--retry-failed: joining trains nothing. Call the comparison itself again."
+            )
         _merge([str(path) for path in given], overwrite=overwrite)
         return
     if config is None:
@@ -164,7 +171,10 @@ def evaluate(
     class_noun: Annotated[str, typer.Option(help="What the subject is: dog, coffee mug.")],
     prompts: Annotated[
         str,
-        typer.Option(help="The prompts they were made with: a file with one a line, or a set."),
+        typer.Option(
+            help="The prompts they were made with: a file with one a line, YAML, or dreambooth. Those with "
+            "{subject} tell fidelity, with {class} drift of the class, with neither drift of the rest."
+        ),
     ],
     name: Annotated[
         str | None,
@@ -181,10 +191,18 @@ def evaluate(
     ] = None,
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="Network that judges subjects; repeatable, the first one's count."),
+        typer.Option(
+            help="Network that judges subjects: clay-clip, clay-judge, dino-s16, dino-b16, dinov2-s14, "
+            "dinov2-b14, clip-b32, clip-l14, a Hub id or folder; repeatable, the first one's count. Without: "
+            "clay-clip where --base is embedded, else dino-s16."
+        ),
     ] = None,
     prompt_scorer: Annotated[
-        str | None, typer.Option(help="Network that judges how well prompts are met.")
+        str | None,
+        typer.Option(
+            help="Network that judges how well prompts are met. Without: clay-clip where --base is embedded, "
+            "else clip-b32."
+        ),
     ] = None,
     scheduler: Annotated[str, typer.Option(help="Of --base.")] = "sde-dpm-solver++",
     steps: Annotated[int, typer.Option(min=1, help="Of --base.")] = 25,

@@ -93,16 +93,58 @@ def _preview(run: Any, size: int) -> Any:
 
 
 @reports_errors
-def show_config(method: Annotated[str, typer.Argument(help="Name of a method.")]) -> None:
-    """Print a commented YAML with every field and its default."""
+def show_config(
+    of: Annotated[
+        str,
+        typer.Argument(
+            metavar="METHOD|compare|pretrain",
+            help="A method of `finetune list methods`, or a command.",
+        ),
+    ],
+) -> None:
+    """Print a commented YAML with every field of a run, a comparison or a recipe, and its default.
+
+    Example: finetune show-config lora
+    """
+    from finetune.config import commented_yaml
+
+    if of == "compare":
+        values = _comparison()
+    elif of == "pretrain":
+        values = _recipe()
+    else:
+        values = _run(of)
+    typer.echo(commented_yaml(values))
+
+
+def _run(method: str) -> Any:
     from data_prep.config import DataConfig
-    from finetune.config import RunConfig, commented_yaml
+    from finetune.config import RunConfig
     from methods import load_method
 
     config_class = load_method(method).config_class
     data = DataConfig(photos="photos", class_noun="dog")
-    values = RunConfig(data=data, method=config_class(), output=Path("runs") / method)
-    typer.echo(commented_yaml(RunConfig, values))
+    return RunConfig(data=data, method=config_class(), output=Path("runs") / method)
+
+
+def _comparison() -> Any:
+    from data_prep.config import DataConfig
+    from finetune.compare.config import CompareConfig
+    from methods import METHODS
+
+    return CompareConfig(
+        data=DataConfig(photos="photos", class_noun="dog"),
+        methods={name: {"method": {"kind": name}} for name in METHODS},
+        prompts=("a photo of a {subject} on the beach", "a photo of a {subject} in the snow"),
+    )
+
+
+def _recipe() -> Any:
+    from finetune.config import read_yaml, validate
+    from finetune.pretrain.recipe import PretrainConfig
+
+    path = config_folder() / "clay" / "pretrain.yaml"
+    return validate(PretrainConfig, read_yaml(path), str(path))
 
 
 @list_app.command("methods")

@@ -46,8 +46,8 @@ def train(
 
     Example: finetune train configs/clay/lora.yaml data.photos=my_dog data.class_noun=dog
 
-    Go on, for longer: finetune train --resume runs/dog training.num_steps=800 --allow-change
-    training.num_steps
+    Go on for longer, with a run that kept checkpoints (training.checkpoint_every=100): finetune train
+    --resume runs/dog training.num_steps=800 --allow-change training.num_steps
     """
     from finetune.artifact import NOTE
     from finetune.base import load_base, recognise_base, skeleton_of

@@ -90,6 +90,15 @@ def test_metadata_gives_files_and_captions_in_its_order(tmp_path: Path) -> None:
     assert levels(records) == [50, 0]
 
 
+def test_captions_beside_listed_photos_count_unless_a_key_is_named(tmp_path: Path) -> None:
+    save_picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a {subject} at sea", encoding="utf-8")
+    write_metadata(tmp_path, {"file_name": "a.png", "text": "listed", "repeats": 3})
+    (record,) = records_of(tmp_path)
+    assert (record.caption, record.repeats) == ("a {subject} at sea", 3)
+    assert records_of(tmp_path, caption_column="text")[0].caption == "listed"
+
+
 def test_null_caption_in_metadata_leaves_the_prompt(tmp_path: Path) -> None:
     save_picture(tmp_path / "a.png")
     write_metadata(tmp_path, {"file_name": "a.png", "text": None})
