@@ -103,7 +103,11 @@ def verdict(
     for key in score_keys(tables):
         chosen.setdefault(score_info(key).id, key)
     chosen |= headline or {}
-    case = _Case(tables, rows, frozenset(shown), chosen, references or References())
+    standings = {
+        question: stand(chosen[id], tables, rows, shown=shown) if id in chosen else None
+        for question, (id, _) in QUESTIONS.items()
+    }
+    case = _Case(tables, rows, frozenset(shown), chosen, standings, references or References())
     return Verdict(tuple(case.findings()), tuple(case.remarks()))
 
 
@@ -129,17 +133,14 @@ class _Case:
     shown: frozenset[str]
     chosen: Mapping[str, str]
     """Id of a score -> the key that answers for it."""
+    standings: Mapping[Question, Standing | None]
+    """How the rows stand in the score that answers a question; None where none has it."""
     references: References
-
-    def standing(self, question: Question) -> Standing | None:
-        """How the rows stand in the score that answers a question."""
-        key = self.chosen.get(QUESTIONS[question][0])
-        return None if key is None else stand(key, self.tables, self.rows, shown=self.shown)
 
     def findings(self) -> Iterator[Finding]:
         """A sentence per question."""
         for question, (id, did) in QUESTIONS.items():
-            standing = self.standing(question)
+            standing = self.standings[question]
             if standing is None:
                 text = f"Which row {did} was not measured."
                 yield Finding(question, self.chosen.get(id, id), text, ())
@@ -202,7 +203,7 @@ class _Case:
         lost = self._lost()
         if lost:
             yield f"Without any score, and left out: {listing([quoted(row) for row in lost])}."
-        standings = [found for question in QUESTIONS if (found := self.standing(question))]
+        standings = [standing for standing in self.standings.values() if standing is not None]
         yield from self._speak_of(standings)
         most = max((len(standing.ranked) for standing in standings), default=0)
         if most > 2:
