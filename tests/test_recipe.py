@@ -192,6 +192,13 @@ def test_the_base_stays_where_its_judge_cannot_be_written(own: PretrainConfig) -
     assert {path: path.stat().st_mtime_ns for path in own.output.rglob("*")} == before
 
 
+def test_a_denoiser_of_too_many_levels_is_refused(finished: PretrainConfig) -> None:
+    told = finished.denoiser.model_copy(update={"block_out_channels": (32, 32, 32)})
+    config = finished.model_copy(update={"denoiser": told})
+    with pytest.raises(ConfigError, match="3 levels make less than 2 x 2 .* of latents of 4 x 4"):
+        build_stage("denoiser", config)
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_stage_stopped_and_resumed_equals_one_that_was_not(
     name: str, finished: PretrainConfig, tmp_path: Path

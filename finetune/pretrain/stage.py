@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,6 +65,12 @@ class StageConfig(Section):
     """Steps between checkpoints."""
     sample_every: int = Field(1000, gt=0)
     """Steps between sample pictures."""
+
+
+def check_stages(name: str, channels: Sequence[int], other: str, depths: Sequence[int]) -> None:
+    """Raise `ValueError` unless a residual network has as many `depths` as `channels`, all positive."""
+    if len(channels) != len(depths) or not channels or min(*channels, *depths) < 1:
+        raise ValueError(f"{name} and {other} must be as many numbers, one at least, all above 0")
 
 
 class Stage(Protocol):
