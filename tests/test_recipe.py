@@ -23,6 +23,7 @@ from data_prep.clay.dataset import METADATA, describe
 from finetune.checkpoint import load_checkpoint
 from finetune.config import apply_overrides, read_yaml, validate
 from finetune.errors import ArtifactError, CheckpointError, ConfigError, DataError
+from finetune.files import claimed
 from finetune.pretrain.recipe import (
     STAGES,
     TRAINED,
@@ -31,7 +32,7 @@ from finetune.pretrain.recipe import (
     device_of,
     run_stages,
 )
-from finetune.pretrain.stage import Stage, run_stage
+from finetune.pretrain.stage import MADE_OF, Stage, run_stage
 from finetune.seeding import generator_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,7 +181,47 @@ def test_networks_that_do_not_belong_together_are_not_put_together(own: Pretrain
 
 
 def test_a_finished_recipe_runs_again_without_a_change(own: PretrainConfig) -> None:
+    """Networks are not written again: another version of a library would not write the same bytes."""
+    (own.work_folder / "contrast" / MADE_OF).unlink()  # as the first stages were left
+    networks = sorted(own.work_folder.glob("*/*/*.*"))
+    kept = {path: path.stat().st_mtime_ns for path in networks}
+    assert len(kept) >= 14
     run(own)
+    assert {path: path.stat().st_mtime_ns for path in networks} == kept
+    shutil.rmtree(own.work_folder / "contrast" / "clip")
+    run(own, "contrast")
+    assert all(path.is_file() for path in networks)
+
+
+@pytest.mark.parametrize(("stage", "then"), [("judge", "assemble"), ("autoencoder", "denoiser")])
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_a_stage_that_goes_on_is_not_taken_for_finished(
+    own: PretrainConfig, stage: str, then: str, is_noted: bool
+) -> None:
+    """Whether its number of steps was written down or, as at first, a checkpoint alone tells it."""
+    note = own.work_folder / stage / MADE_OF
+    noted = json.loads(note.read_text())
+    assert noted.pop("num_steps") == 2
+    if not is_noted:
+        note.write_text(json.dumps(noted))
+    told = getattr(own, stage).model_copy(update={"num_steps": 4, "checkpoint_every": 3})
+    longer = own.model_copy(update={stage: told})
+    steps = run_stage(build_stage(stage, longer), own.work_folder / stage)
+    assert next(steps) == 3
+    steps.close()
+    learnt = 2 if is_noted else 3
+    with pytest.raises(
+        ArtifactError, match=f"{stage} .* learnt for {learnt} steps, not 4.*Set {stage}.num"
+    ):
+        run(longer, then)
+
+
+def test_one_process_at_a_time_trains_a_stage(own: PretrainConfig) -> None:
+    with (
+        claimed(own.work_folder / "contrast"),
+        pytest.raises(CheckpointError, match="Another run is writing to .*contrast.*work_folder="),
+    ):
+        run(own, "judge", "contrast")
 
 
 def test_the_base_stays_where_its_judge_cannot_be_written(own: PretrainConfig) -> None:

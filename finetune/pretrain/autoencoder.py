@@ -83,6 +83,7 @@ class AutoencoderStage:
     """Trains an `AutoencoderKL` on crops of pictures."""
 
     name = "autoencoder"
+    networks: tuple[str, ...] = ("vae",)
 
     def __init__(
         self, config: AutoencoderConfig, pictures: Pictures, *, device: torch.device = CPU

@@ -84,6 +84,7 @@ class ContrastStage:
     """Trains a `DualEncoder` on pictures and captions."""
 
     name = "contrast"
+    networks: tuple[str, ...] = ("clip",)
 
     def __init__(
         self,

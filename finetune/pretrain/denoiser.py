@@ -135,6 +135,7 @@ class DenoiserStage:
     """Trains a `UNet2DConditionModel` and its text encoder on latents and captions."""
 
     name = "denoiser"
+    networks: tuple[str, ...] = ("unet", "text_encoder")
 
     def __init__(
         self,

@@ -122,6 +122,7 @@ class JudgeStage:
     """Trains a `Judge` on pictures and their truths."""
 
     name = "judge"
+    networks: tuple[str, ...] = ("network",)
 
     def __init__(
         self, config: JudgeConfig, pictures: Pictures, *, device: torch.device = CPU
