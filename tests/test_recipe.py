@@ -405,6 +405,29 @@ def test_a_picture_that_cannot_be_used_is_named(pictures: Path) -> None:
         load_pictures(pictures)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", r"metadata\.jsonl is empty"),
+        ('{"file_name": "a.jpg", "text": "a dog"}', "row 1 has no 'identity'"),
+        ("[1]", "row 1 is another"),
+    ],
+)
+def test_a_folder_of_other_pictures_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    from finetune.pretrain.data import load_pictures
+
+    (tmp_path / METADATA).write_text(text)
+    with pytest.raises(DataError, match=f"{told}.*folder that `finetune clay render` wrote"):
+        load_pictures(tmp_path)
+
+
+def test_the_folder_of_a_subject_is_no_world() -> None:
+    from finetune.pretrain.data import load_pictures
+
+    with pytest.raises(DataError, match="row 1 has no 'pose'.*`finetune clay render` wrote"):
+        load_pictures(ROOT / "examples" / "subjects" / "dog")
+
+
 def test_pictures_are_read_as_bytes(pictures: Path) -> None:
     from finetune.pretrain.data import load_pictures
 
