@@ -51,12 +51,12 @@ class Record:
         """What `measure` finds, with the day: now, or when it was measured `of` the same."""
         kept = self.parts.get(name)
         if kept and kept["of"] == (of or {}) and not self.anew:
-            print(f"{name}: measured on {kept['measured']}", flush=True)
+            print(f"{name}: was measured on {kept['measured']}", flush=True)
             return kept
         found = {"measured": time.strftime("%Y-%m-%d"), "of": of or {}, **measure()}
         self.parts[name] = found
         self._write()
-        print(f"{name}: {json.dumps(found, indent=1)}", flush=True)
+        print(f"{name}: measured, see {self.path}", flush=True)
         return found
 
     def sum_up(self, summary: dict[str, Any]) -> None:
