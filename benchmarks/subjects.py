@@ -11,10 +11,11 @@ are those of the held-out views, and, for what can wear something, on prompts wi
 - similarity of the class prompt's pictures to the subject (should stay at the base's), and the share
   of them in which the judge still sees the class.
 
-At the end all subjects together, with 95 % intervals over subjects and prompts.
+At the end all subjects together, with 95 % intervals over subjects and prompts. Run again to go on with the
+subject at which it stopped.
 
     python benchmarks/subjects.py [--folder examples/subjects] [--subjects dog cat] [--methods lora]
-        [--prior-ablation] --output benchmarks/subjects.json [section.key=value ...]
+        [--prior-ablation] [--anew] --output benchmarks/subjects.json [section.key=value ...]
 """
 
 from __future__ import annotations
@@ -22,22 +23,26 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clay.measures import Record
 from PIL import Image
 
 from data_prep.clay.subjects import HELD_OUT_PLACES, TRAINING_PLACES
 from data_prep.clay.world import WEARERS, with_article
 from finetune.base import BaseConfig, BasePipeline, load_base
 from finetune.bases import EMBEDDED
-from finetune.config import apply_overrides, build_run_config, read_yaml
+from finetune.config import RunConfig, apply_overrides, build_run_config, read_yaml
 from finetune.encoders import EMBEDDED_JUDGE, Encoder, load_encoder
-from finetune.files import sha256_of, write_json
+from finetune.errors import UserError
+from finetune.files import sha256_of
 from finetune.generate import SamplingConfig, generate, labelled_grid
 from finetune.judge import Judge
 from finetune.run import prepare_folder, run_training
@@ -45,9 +50,11 @@ from finetune.scores import Views, embed_images, real_similarity, subject_fideli
 from finetune.shares import share_difference, share_interval
 from finetune.statistics import interval
 from finetune.tables import Table
+from finetune.wording import listing
 from methods import load_method
 
 ROOT = Path(__file__).resolve().parent.parent
+METHODS = ("dreambooth", "lora", "textual_inversion")
 IMAGES_PER_PROMPT = 3
 IMAGES_OF_CLASS = 12
 WORN = (("hat", "red"), ("scarf", "yellow"), ("glasses", "green"), ("bag", "blue"))
@@ -137,15 +144,31 @@ class Measured:
         """`right` for the places that no photo of training shows."""
         return self.right[[prompt.is_new_place for prompt in PROMPTS]]
 
-    def to_dict(self) -> dict[str, float]:
-        """Means for the record."""
+    def to_dict(self) -> dict[str, Any]:
+        """Means, and what they are of: every picture's, null for NaN."""
+        pictures = {
+            name: [
+                [None if np.isnan(value) else round(float(value), 5) for value in row]
+                for row in table
+            ]
+            for name, table in (("similarity", self.similarity), ("right", self.right))
+        }
         return {
             "similarity": float(np.nanmean(self.similarity)),
             "prompt_accuracy": float(np.nanmean(self.right)),
             "new_place_accuracy": float(np.nanmean(self.in_new_places())),
             "class_similarity": self.class_similarity,
             "class_accuracy": self.class_accuracy,
+            "pictures": pictures,
         }
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Measured:
+        """What `to_dict` wrote."""
+        similarity, right = (
+            np.array(values["pictures"][name], float) for name in ("similarity", "right")
+        )
+        return Measured(similarity, right, values["class_similarity"], values["class_accuracy"])
 
 
 def measure(yardstick: Yardstick, shown: Pictures) -> Measured:
@@ -202,19 +225,26 @@ def pooled(
     return summary
 
 
-def trained(
-    base: BasePipeline, kind: str, overrides: list[str], class_noun: str
-) -> tuple[Pictures, float]:
-    """Pictures of a method trained at its shipped configuration with `overrides`, and its seconds."""
-    values = apply_overrides(read_yaml(ROOT / "configs" / "clay" / f"{kind}.yaml"), overrides)
-    config = build_run_config(values, load_method, kind)
-    method = load_method(kind)(config.method)
-    prepare_folder(config, resume=False, overwrite=False)
-    try:
-        run = run_training(base, method, config)
-        return pictures(base, method.subject_phrase(class_noun), class_noun), run.seconds
-    finally:
-        method.detach(base)
+@dataclass(frozen=True)
+class Row:
+    """A method and what is other than shipped."""
+
+    label: str
+    kind: str
+    changes: tuple[str, ...] = ()
+
+    @property
+    def shipped(self) -> Path:
+        """The method's configuration."""
+        return ROOT / "configs" / "clay" / f"{self.kind}.yaml"
+
+    def config(self, subject: Subject, overrides: list[str], output: Path) -> RunConfig:
+        """The configuration of a run on `subject`."""
+        where = [f"data.photos={subject.folder}", f"data.class_noun={subject.class_noun}"]
+        given = [*where, *self.changes, *overrides, f"output={output}"]
+        return build_run_config(
+            apply_overrides(read_yaml(self.shipped), given), load_method, self.kind
+        )
 
 
 @dataclass(frozen=True)
@@ -230,29 +260,43 @@ class Subject:
     def read(folder: Path) -> Subject:
         """The subject in `folder`."""
         told = json.loads((folder / "metadata.jsonl").read_text("utf-8").splitlines()[0])
-        photos = [Image.open(path) for path in sorted((folder / "held_out").glob("*.jpg"))]
+        photos = []
+        for path in sorted((folder / "held_out").glob("*.jpg")):
+            with Image.open(path) as image:
+                photos.append(image.convert("RGB"))
         return Subject(folder, told["identity"]["class_noun"], photos)
 
+    def fingerprint(self) -> str:
+        """First digits of a SHA-256 over all files of the folder and their names."""
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        named = "".join(f"{path.relative_to(self.folder)} {sha256_of(path)}\n" for path in files)
+        return hashlib.sha256(named.encode()).hexdigest()[:16]
 
-@dataclass(frozen=True)
-class Row:
-    """A method and what is other than shipped."""
 
-    label: str
-    kind: str
-    changes: tuple[str, ...] = ()
+def trained(base: BasePipeline, config: RunConfig, class_noun: str) -> tuple[Pictures, float]:
+    """Pictures of a method trained as `config` says, and its seconds."""
+    method = load_method(config.method.kind)(config.method)
+    prepare_folder(config, resume=False, overwrite=False)
+    try:
+        run = run_training(base, method, config)
+        return pictures(base, method.subject_phrase(class_noun), class_noun), run.seconds
+    finally:
+        method.detach(base)
 
 
 class Bench:
-    """Base and judge, and what they said of the subjects so far."""
+    """Base and judge, and the rows that are measured with them."""
 
     def __init__(self, rows: list[Row], overrides: list[str], grids: Path) -> None:
         folder = EMBEDDED / EMBEDDED_JUDGE
         self.rows, self.overrides, self.grids = rows, overrides, grids
         self.base = load_base(BaseConfig(source="clay"))
         self.judge, self.encoder = Judge.from_pretrained(folder), load_encoder(EMBEDDED_JUDGE)
-        self.found: dict[str, list[Measured]] = {row.label: [] for row in rows}
-        self.floors, self.ceilings = list[Measured](), list[float]()
+        self.about = {
+            "base": self.base.fingerprint,
+            "judge": sha256_of(folder / "model.safetensors")[:16],
+            "overrides": overrides,
+        }
 
     def learn(self, subject: Subject) -> dict[str, Any]:
         """Train every row on a subject; figures by label, and a grid of the pictures."""
@@ -263,17 +307,13 @@ class Bench:
         shown = pictures(self.base, noun, noun)
         floor, ceiling = measure(yardstick, shown), real_similarity(real).mean
         assert ceiling is not None  # there are eight photos
-        self.floors.append(floor)
-        self.ceilings.append(ceiling)
         grid = [("held out", photos), shown.row(BASE)]
         results: dict[str, Any] = {BASE: floor.to_dict(), "real_real": ceiling}
         for row in self.rows:
             with tempfile.TemporaryDirectory() as temporary:
-                where = [f"data.photos={subject.folder}", f"data.class_noun={noun}"]
-                given = [*where, *row.changes, *self.overrides, f"output={temporary}/run"]
-                shown, seconds = trained(self.base, row.kind, given, noun)
+                config = row.config(subject, self.overrides, Path(temporary) / "run")
+                shown, seconds = trained(self.base, config, noun)
             found = measure(yardstick, shown)
-            self.found[row.label].append(found)
             between = float(np.nanmean(normalised(found, floor, ceiling)))
             results[row.label] = {**found.to_dict(), "normalised": between, "seconds": seconds}
             grid.append(shown.row(row.label))
@@ -282,50 +322,58 @@ class Bench:
         labelled_grid(grid, columns).save(self.grids / f"{subject.folder.name}.png")
         return results
 
-    def pooled(self) -> dict[str, dict[str, Any]]:
-        """All subjects together."""
-        return pooled(self.found, self.floors, self.ceilings)
+    def of(self, subject: Subject) -> dict[str, Any]:
+        """What the figures of a subject hang on besides base, judge and overrides."""
+        shipped = {row.label: [sha256_of(row.shipped)[:16], *row.changes] for row in self.rows}
+        return {"subject": subject.fingerprint(), "rows": shipped}
 
-    def provenance(self) -> dict[str, Any]:
-        """What the figures are of."""
-        weights = sha256_of(EMBEDDED / EMBEDDED_JUDGE / "model.safetensors")
-        configurations = {
-            row.kind: hashlib.sha256(
-                (ROOT / "configs" / "clay" / f"{row.kind}.yaml").read_bytes()
-            ).hexdigest()[:16]
-            for row in self.rows
-        }
-        return {
-            "base": self.base.fingerprint,
-            "judge": weights[:16],
-            "configurations": configurations,
-            "overrides": self.overrides,
-        }
+
+def summary(rows: list[Row], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """All subjects together: `pooled` of what `Bench.learn` found of each."""
+    found = {row.label: [Measured.from_dict(part[row.label]) for part in parts] for row in rows}
+    floors = [Measured.from_dict(part[BASE]) for part in parts]
+    return pooled(found, floors, [part["real_real"] for part in parts])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "examples" / "subjects")
     parser.add_argument("--subjects", nargs="+", help="all of the folder's when left out")
-    parser.add_argument("--methods", nargs="+", default=["dreambooth", "lora", "textual_inversion"])
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument(
         "--prior-ablation", action="store_true", help="DreamBooth without prior too"
     )
+    parser.add_argument("--anew", action="store_true", help="measure what is recorded once more")
     parser.add_argument("--output", type=Path, required=True, help="JSON of all figures")
     parser.add_argument("--grids", type=Path, default=Path("runs/subjects"))
-    arguments, overrides = parser.parse_known_args()
+    # Changes of the configuration may stand anywhere, also behind options that take several names.
+    overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    arguments = parser.parse_args([word for word in sys.argv[1:] if word not in overrides])
     rows = [Row(kind, kind) for kind in arguments.methods]
     if arguments.prior_ablation:
         rows.append(Row("dreambooth, no prior", "dreambooth", ("prior.kind=none",)))
+    rendered = sorted(path.parent.name for path in arguments.folder.glob("*/metadata.jsonl"))
+    names = arguments.subjects or rendered
+    missing = [name for name in names if name not in rendered]
+    if missing or not names:
+        parser.error(
+            f"no {listing(missing) or 'subject'} in {arguments.folder}, which holds "
+            f"{listing(rendered) or 'none'}"
+        )
+    subjects = [Subject.read(arguments.folder / name) for name in names]
+    try:
+        for row in rows:
+            row.config(subjects[0], overrides, Path("run"))
+    except UserError as error:
+        parser.error(str(error))
     arguments.grids.mkdir(parents=True, exist_ok=True)
     bench = Bench(rows, overrides, arguments.grids)
-    rendered = sorted(path.parent.name for path in arguments.folder.glob("*/metadata.jsonl"))
-    subjects: dict[str, Any] = {}
-    for name in arguments.subjects or rendered:
-        subjects[name] = bench.learn(Subject.read(arguments.folder / name))
-        values = {**bench.provenance(), "pooled": bench.pooled(), "subjects": subjects}
-        write_json(arguments.output, values)
-    print(json.dumps(bench.pooled(), indent=1))
+    record = Record(arguments.output, bench.about, anew=arguments.anew)
+    parts = [
+        record.part(subject.folder.name, partial(bench.learn, subject), of=bench.of(subject))
+        for subject in subjects
+    ]
+    record.sum_up(summary(rows, parts))
 
 
 if __name__ == "__main__":

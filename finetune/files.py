@@ -186,8 +186,8 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """A context in which no other run writes to `folder`, which must exist.
+def claimed(folder: Path, *, option: str = "output=...") -> Iterator[None]:
+    """A context in which no other run writes to `folder`, which must exist; `option` chooses another.
 
     Raises `CheckpointError` if one does. The operating system ends the claim of a process that dies.
     """
@@ -197,7 +197,7 @@ def claimed(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise CheckpointError(
             f"Another run is writing to {folder}. Wait until it has ended, or choose another folder with "
-            "output=..."
+            f"{option}"
         ) from error
     except NotImplementedError:  # a file system without locks
         yield

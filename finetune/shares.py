@@ -64,18 +64,20 @@ def share_interval(values: Table, *, level: float = 0.95) -> Interval:
 def share_difference(first: Table, second: Table, *, level: float = 0.95) -> Interval:
     """The mean paired difference of two tables of zeros and ones, with an interval within -1 … 1.
 
-    Student's, its variance widened where it is hardly seen (see the module). Where no pair differs, as wide
-    as the share of pairs that differ may be.
+    Student's, its variance widened where it is hardly seen (see the module). Where no pair differs, or all
+    differ alike, as wide as the share of other pairs may be.
     """
     differences = paired(first, second)
     plain = interval(differences, level=level)
     if plain.mean is None or plain.standard_error is None or plain.degrees_of_freedom is None:
         return plain
-    units, seen = told_by(np.abs(differences))
-    tail = (1 - level) / 2
-    if not np.nanmax(np.abs(differences)):
+    rare = np.abs(
+        differences - round(plain.mean)
+    )  # what most pairs do says nothing of their scatter
+    (units, seen), tail = told_by(rare), (1 - level) / 2
+    if not np.nanmax(rare):
         most = 1 - tail ** (1 / units)
-        return replace(plain, low=-most, high=most)
+        return replace(plain, low=max(plain.mean - most, -1.0), high=min(plain.mean + most, 1.0))
     found = plain.standard_error**2
     once = (float(np.nanmean(differences**2)) - plain.mean**2) / units
     error = float(np.sqrt(found**seen * max(once, found) ** (1 - seen)))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +108,11 @@ def test_judged_counts_what_a_picture_can_tell(measures: Any, first_answers: Jud
     assert right["accessory, where worn"] == (0.0, 2)
     assert right["accessory present"] == (0.0, 1)
     assert right["style"] == (75.0, 4)
+    assert right["time"] == (100.0, 3)
+    assert right["time, where told"] == (None, 0)
+    at_night = replace(BARE, time="night")
+    found = measures.judged(first_answers, [Image.new("RGB", (32, 32))], [(DOG, at_night)])
+    assert (found["time, where told"]["share"], found["time, where told"]["count"]) == (0.0, 1)
 
 
 def test_a_prompt_is_not_judged_by_what_it_cannot_say(
@@ -113,22 +121,28 @@ def test_a_prompt_is_not_judged_by_what_it_cannot_say(
     found = scripts("base").obedience(
         first_answers, [Image.new("RGB", (32, 32))] * 2, [(DOG, BARE)] * 2
     )
-    assert not {"pattern", "pattern, in color"} & set(found)
-    assert found["pattern, where told"]["count"] == 0
+    assert not {"pattern", "pattern, in color", "time", "accessory"} & set(found)
+    for name in ("pattern", "time"):
+        assert found[f"{name}, where told"]["count"] == 0
+    assert found["accessory, where worn"]["count"] == 0
     assert found["class"]["share"] == 100.0
 
 
 def test_spread_is_the_distance_of_right_pictures_of_one_prompt(
     scripts: Callable[[str], Any], first_answers: Judge
 ) -> None:
+    """The judge sees plain red dogs: a cat, a blue one and one with spots are none of these."""
     base = scripts("base")
-    noise = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    wrong = {"class_noun": "cat"}, {"color": "blue"}, {"pattern": "spots"}
+    scenes = [(DOG, BARE), *((replace(DOG, **other), BARE) for other in wrong)]
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
     images = [Image.fromarray(pixels) for pixels in noise]
     embeds = first_answers.embed_images(images[:8]).numpy()
     pairs = [1 - embeds[i] @ embeds[j] for i in range(8) for j in range(i)]
-    dogs, cats = base.spread(first_answers, images, ["dog", "cat"])
-    assert dogs == pytest.approx(np.mean(pairs), abs=1e-6)
-    assert math.isnan(cats)  # the judge sees dogs
+    distances, counts = base.spread(first_answers, images, scenes)
+    assert distances[0] == pytest.approx(np.mean(pairs), abs=1e-6)
+    assert all(math.isnan(distance) for distance in distances[1:])
+    assert counts == [True] * 8 + [False] * 24
     whole = base.ratio([0.2, 0.4, math.nan], [0.5, 0.5, 0.5])
     assert (whole["pictures"], whole["renders"], whole["ratio"], whole["prompts"]) == (
         0.3,
@@ -137,6 +151,60 @@ def test_spread_is_the_distance_of_right_pictures_of_one_prompt(
         2,
     )
     assert (whole["low"], whole["high"]) == (0.4, 0.8)
+    assert base.ratio([0.2, math.nan], [math.nan, 0.5])["ratio"] is None
+
+
+def test_too_few_training_renders_are_noticed_before_anything_is_loaded(
+    scripts: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    renders = str(tmp_path / "clay")
+    monkeypatch.setattr(
+        sys, "argv", ["base.py", "--folder", str(tmp_path), "--training-renders", renders]
+    )
+    with pytest.raises(SystemExit) as end:
+        scripts("base").main()
+    assert end.value.code == 2
+    assert f"as many as that in {renders}/images" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_goes_on_where_it_stopped(measures: Any, tmp_path: Path) -> None:
+    path, about, calls = tmp_path / "results" / "base.json", {"network": "a", "pictures": 8}, []
+
+    def measure() -> dict[str, Any]:
+        calls.append(len(calls))
+        return {"share": calls[-1]}
+
+    def shares(*names: str, **options: Any) -> list[int]:
+        record = measures.Record(path, {**about, **options.pop("other", {})}, **options)
+        return [record.part(name, measure, of={"prompts": 3})["share"] for name in names]
+
+    assert shares("first", "second") == [0, 1]
+    assert shares("first", "second", "third") == [0, 1, 2]
+    assert shares("second", anew=True) == [3]
+    assert shares("first", "second") == [0, 3]  # what was not asked for anew is kept
+    record = measures.Record(path, about)
+    assert record.part("first", measure, of={"prompts": 4})["share"] == 4
+    record.sum_up({"mean": 2.0})
+    assert measures.read_json(path)["summary"] == {"mean": 2.0}
+    assert shares("first", other={"network": "b"}) == [5]
+    assert list(measures.read_json(path)["parts"]) == ["first"]
+
+
+def test_two_processes_may_render_the_same_scene(measures: Any, tmp_path: Path) -> None:
+    """One is at it, under a name that the other does not take."""
+    pytest.importorskip("mitsuba")
+    path = tmp_path / "0123.jpg"
+    others = [tmp_path / "0123.partial", tmp_path / f".0123.{os.getpid() + 1}.partial"]
+    for other in others:
+        other.write_bytes(b"half of one")
+    measures.render_scene(((DOG, BARE), path))
+    with Image.open(path) as image:
+        assert image.size == (128, 128)
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others])
 
 
 def test_samplers_are_compared_pair_by_pair_on_scenes_with_enough_worn(
@@ -151,7 +219,9 @@ def test_samplers_are_compared_pair_by_pair_on_scenes_with_enough_worn(
     first, second = sampling.Outcome(plain, 1.0), sampling.Outcome(worse, 2.0)
     assert second.shares()["color"]["count"] == 3
     assert second.shares()["seconds_per_picture"] == 2.0
-    found = second.against(first)
+    read = sampling.Outcome.from_dict(json.loads(json.dumps(second.to_dict())))
+    assert read == second
+    found = sampling.compared({"first": first, "second": read})["second"]["points above first"]
     assert found["color"]["points"] == pytest.approx(-33.3)
     assert found["class"]["points"] == 0.0
 

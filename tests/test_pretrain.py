@@ -8,6 +8,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,12 +31,13 @@ from finetune.config import validate
 from finetune.errors import CheckpointError, ConfigError
 from finetune.optim import ExponentialMovingAverage, learning_rate_factor
 from finetune.pretrain.autoencoder import AutoencoderConfig, AutoencoderStage
-from finetune.pretrain.contrast import contrastive_loss
+from finetune.pretrain.contrast import ContrastConfig, ContrastStage, contrastive_loss
 from finetune.pretrain.data import Pictures
+from finetune.pretrain.denoiser import DenoiserConfig
 from finetune.pretrain.judge import JudgeConfig
 from finetune.pretrain.linear_start import principal_components, start_linear
 from finetune.pretrain.loss_log import LossLog
-from finetune.pretrain.stage import run_stage
+from finetune.pretrain.stage import StageConfig, run_stage
 from finetune.pretrain.tokenizer import MAX_TOKENS, build_tokenizer
 
 
@@ -202,19 +204,75 @@ def test_losses_are_a_table_that_goes_on_where_the_checkpoint_was(tmp_path: Path
     assert [row["step"] for row in rows] == ["50", "100", "150", "200"]
     assert [row["loss"] for row in rows] == ["0.02000", "0.01000", "2.00000", "3.00000"]
     assert [row["l1"] for row in rows] == ["0.50000", "0.50000", "0.25000", ""]
-    path.write_text("step,seconds,loss\n50,1000,1.0\n")
-    LossLog(path, step=50).write(100, {"loss": 1.0})
-    assert int(path.read_text().splitlines()[-1].split(",")[1]) >= 1000
+    whole = "step,seconds,loss\n50,1000,1.0\n"
+    for cut in ("", "1", "100", "100,", "100,2000,0."):  # by a full disk
+        path.write_text(whole + cut)
+        LossLog(path, step=100).write(100, {"loss": 1.0})
+        assert path.read_text().startswith(whole)
+        step, seconds, loss = path.read_text().removeprefix(whole).split(",")
+        assert (step, loss) == ("100", "1.00000\n")
+        assert 1000 <= int(seconds) < 2000
 
 
-def test_shapes_that_cannot_be_are_refused() -> None:
-    common = {"num_steps": 1, "batch_size": 2, "learning_rate": 1e-3}
+COMMON = {"num_steps": 1, "batch_size": 2, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "told"),
+    [
+        (AutoencoderConfig, {"block_out_channels": [64, 128]}, "three or more even numbers"),
+        (AutoencoderConfig, {"block_out_channels": [33, 64, 96, 128]}, "three or more even"),
+        (AutoencoderConfig, {"block_out_channels": [64, 64, 128, 128]}, "a larger number"),
+        (AutoencoderConfig, {"block_out_channels": [8, 64, 128, 128]}, "begin with 10"),
+        (AutoencoderConfig, {"block_out_channels": [32, 64, 48, 128]}, "never fall"),
+        (AutoencoderConfig, {"block_out_channels": [16, 30, 64, 80]}, "30 latent channels, fewer"),
+        (AutoencoderConfig, {"block_out_channels": [32, 64, 66]}, "must be 68 to 124"),
+        (AutoencoderConfig, {"block_out_channels": [32, 48, 96]}, "must be 68 to 92"),
+        (AutoencoderConfig, {"crop_size": 40}, "crop_size must be a multiple of 16"),
+        (AutoencoderConfig, {"crop_size": 8}, "crop_size must be a multiple of 16"),
+        (ContrastConfig, {"hidden_size": 145}, "hidden_size must be a multiple of its 3 heads"),
+        (ContrastConfig, {"image_depths": [1, 2]}, "image_channels and image_depths must be as"),
+        (JudgeConfig, {"batch_size": 2}, "batch_size"),
+        (JudgeConfig, {"batch_size": 8, "channels": [16, 24]}, "channels and depths must be as"),
+        (JudgeConfig, {"batch_size": 8, "channels": [16, 24, 30]}, "multiple of 4"),
+        (DenoiserConfig, {"block_out_channels": [32, 48]}, "must be multiples of 32"),
+        (DenoiserConfig, {"block_out_channels": []}, "must be multiples of 32"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(
+    config: type[StageConfig], changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        validate(config, {**COMMON, **changes}, "test")
+
+
+@pytest.mark.parametrize(
+    ("channels", "latents", "crop_size"),
+    [((10, 36, 68), 32, 16), ((10, 12, 12, 16), 4, 8), ((32, 48, 72), 34, 4)],
+)
+def test_an_autoencoder_of_the_smallest_shapes_learns(
+    channels: tuple[int, ...], latents: int, crop_size: int
+) -> None:
+    config = AutoencoderConfig(
+        num_steps=1,
+        batch_size=2,
+        learning_rate=1e-3,
+        block_out_channels=channels,
+        latent_channels=latents,
+        crop_size=crop_size,
+    )
+    stage = AutoencoderStage(config, smooth_pictures(12, 32))
+    stage.loss(torch.Generator().manual_seed(0))["loss"].backward()
+    assert any(parameter.grad.any() for parameter in stage.vae.encoder.parameters())
+
+
+def test_what_is_larger_than_the_pictures_is_refused() -> None:
+    pictures = smooth_pictures(4, 32)
+    common: dict[str, Any] = {**COMMON, "batch_size": 5}
     with pytest.raises(ConfigError, match="crop_size: 64 is more than the 32 pixels"):
-        AutoencoderStage(AutoencoderConfig(**common), smooth_pictures(4, 32))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="last of block_out_channels must be at least 68"):
-        validate(AutoencoderConfig, {**common, "block_out_channels": [32, 64, 32]}, "test")
-    with pytest.raises(ConfigError, match="batch_size"):
-        validate(JudgeConfig, {**common}, "test")
+        AutoencoderStage(AutoencoderConfig(**common), pictures)
+    with pytest.raises(ConfigError, match="contrast.batch_size: 5 is more than the 4 pictures"):
+        ContrastStage(ContrastConfig(**common), pictures, build_tokenizer(["dog"]))
 
 
 def test_a_tokenizer_is_the_same_whenever_it_is_built() -> None:

@@ -23,6 +23,7 @@ from data_prep.clay.dataset import METADATA, describe
 from finetune.checkpoint import load_checkpoint
 from finetune.config import apply_overrides, read_yaml, validate
 from finetune.errors import ArtifactError, CheckpointError, ConfigError, DataError
+from finetune.files import claimed
 from finetune.pretrain.recipe import (
     STAGES,
     TRAINED,
@@ -31,7 +32,7 @@ from finetune.pretrain.recipe import (
     device_of,
     run_stages,
 )
-from finetune.pretrain.stage import Stage, run_stage
+from finetune.pretrain.stage import MADE_OF, Stage, run_stage
 from finetune.seeding import generator_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,7 +181,47 @@ def test_networks_that_do_not_belong_together_are_not_put_together(own: Pretrain
 
 
 def test_a_finished_recipe_runs_again_without_a_change(own: PretrainConfig) -> None:
+    """Networks are not written again: another version of a library would not write the same bytes."""
+    (own.work_folder / "contrast" / MADE_OF).unlink()  # as the first stages were left
+    networks = sorted(own.work_folder.glob("*/*/*.*"))
+    kept = {path: path.stat().st_mtime_ns for path in networks}
+    assert len(kept) >= 14
     run(own)
+    assert {path: path.stat().st_mtime_ns for path in networks} == kept
+    shutil.rmtree(own.work_folder / "contrast" / "clip")
+    run(own, "contrast")
+    assert all(path.is_file() for path in networks)
+
+
+@pytest.mark.parametrize(("stage", "then"), [("judge", "assemble"), ("autoencoder", "denoiser")])
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_a_stage_that_goes_on_is_not_taken_for_finished(
+    own: PretrainConfig, stage: str, then: str, is_noted: bool
+) -> None:
+    """Whether its number of steps was written down or, as at first, a checkpoint alone tells it."""
+    note = own.work_folder / stage / MADE_OF
+    noted = json.loads(note.read_text())
+    assert noted.pop("num_steps") == 2
+    if not is_noted:
+        note.write_text(json.dumps(noted))
+    told = getattr(own, stage).model_copy(update={"num_steps": 4, "checkpoint_every": 3})
+    longer = own.model_copy(update={stage: told})
+    steps = run_stage(build_stage(stage, longer), own.work_folder / stage)
+    assert next(steps) == 3
+    steps.close()
+    learnt = 2 if is_noted else 3
+    with pytest.raises(
+        ArtifactError, match=f"{stage} .* learnt for {learnt} steps, not 4.*Set {stage}.num"
+    ):
+        run(longer, then)
+
+
+def test_one_process_at_a_time_trains_a_stage(own: PretrainConfig) -> None:
+    with (
+        claimed(own.work_folder / "contrast"),
+        pytest.raises(CheckpointError, match="Another run is writing to .*contrast.*work_folder="),
+    ):
+        run(own, "judge", "contrast")
 
 
 def test_the_base_stays_where_its_judge_cannot_be_written(own: PretrainConfig) -> None:
@@ -190,6 +231,13 @@ def test_the_base_stays_where_its_judge_cannot_be_written(own: PretrainConfig) -
     with pytest.raises(CheckpointError, match="file/judge"):
         run(config, "assemble")
     assert {path: path.stat().st_mtime_ns for path in own.output.rglob("*")} == before
+
+
+def test_a_denoiser_of_too_many_levels_is_refused(finished: PretrainConfig) -> None:
+    told = finished.denoiser.model_copy(update={"block_out_channels": (32, 32, 32)})
+    config = finished.model_copy(update={"denoiser": told})
+    with pytest.raises(ConfigError, match="3 levels make less than 2 x 2 .* of latents of 4 x 4"):
+        build_stage("denoiser", config)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -355,6 +403,29 @@ def test_a_picture_that_cannot_be_used_is_named(pictures: Path) -> None:
     Image.new("RGB", (48, 40)).save(picture)
     with pytest.raises(DataError, match=r"000005\.jpg has 48 x 40 pixels, not 64 x 64"):
         load_pictures(pictures)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", r"metadata\.jsonl is empty"),
+        ('{"file_name": "a.jpg", "text": "a dog"}', "row 1 has no 'identity'"),
+        ("[1]", "row 1 is another"),
+    ],
+)
+def test_a_folder_of_other_pictures_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    from finetune.pretrain.data import load_pictures
+
+    (tmp_path / METADATA).write_text(text)
+    with pytest.raises(DataError, match=f"{told}.*folder that `finetune clay render` wrote"):
+        load_pictures(tmp_path)
+
+
+def test_the_folder_of_a_subject_is_no_world() -> None:
+    from finetune.pretrain.data import load_pictures
+
+    with pytest.raises(DataError, match="row 1 has no 'pose'.*`finetune clay render` wrote"):
+        load_pictures(ROOT / "examples" / "subjects" / "dog")
 
 
 def test_pictures_are_read_as_bytes(pictures: Path) -> None:

@@ -118,6 +118,21 @@ def test_rows_that_never_copy_may_still_differ_by_what_the_subjects_leave_open()
     assert pair_differences(tables, ["a", "b"])[0].needed == "They are equal in every picture."
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_pairs_that_all_differ_alike_leave_open_what_others_do(sign: int) -> None:
+    """As sure as a share of ones alone; where one pair is equal, less sure than its scatter says."""
+    ones, zeros = np.ones((8, 1, 12, 4)), np.zeros((8, 1, 12, 4))
+    found = share_difference(*(ones, zeros)[::sign])
+    least = 0.025 ** (1 / 8)
+    assert (found.mean, found.sign) == (sign, sign)
+    assert sorted((abs(found.low), abs(found.high))) == pytest.approx([least, 1])
+    ones[0, 0, 0, 0] = 0
+    rows = (ones, zeros)[::sign]
+    nearly, plain = share_difference(*rows), difference(*rows)
+    assert nearly.standard_error > 2 * plain.standard_error
+    assert -1 <= nearly.low < nearly.mean < nearly.high <= 1
+
+
 def test_a_difference_that_is_hardly_seen_asks_for_subjects_not_pictures() -> None:
     first, second = np.zeros((8, 1, 12, 4)), np.zeros((8, 1, 12, 4))
     first[:5, 0, :, 0] = 1

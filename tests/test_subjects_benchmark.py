@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,8 +28,10 @@ NUM_PLACES = 8
 
 
 @pytest.fixture(scope="module")
-def subjects(load_script: Callable[[Path], ModuleType]) -> Any:
-    return load_script(FILE)
+def subjects(load_script: Callable[[Path], ModuleType]) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FILE.parent)
+        yield load_script(FILE)
 
 
 def noise(count: int, seed: int) -> list[Image.Image]:
@@ -98,6 +104,53 @@ def test_subjects_are_pooled_with_intervals_over_subjects_and_prompts(
         for group in (rows["lora"], floors)
     )
     assert found["prompt_accuracy"]["mean"] == pytest.approx(own.mean())
+    parts = [
+        {"frozen base": floor.to_dict(), "real_real": 0.6, "lora": one.to_dict()}
+        for one, floor in zip(rows["lora"], floors, strict=True)
+    ]
+    read = subjects.summary([subjects.Row("lora", "lora")], json.loads(json.dumps(parts)))["lora"]
+    assert read["normalised"]["low"] == pytest.approx(found["normalised"]["low"], abs=1e-3)
+    del read["normalised"], found["normalised"]  # similarities are rounded
+    assert read == found
     above = found["prompt_accuracy_above_base"]
     assert above["mean"] == pytest.approx(own.mean() - theirs.mean())
     assert above["low"] == pytest.approx(difference(own, theirs).low)
+
+
+SUBJECTS = FILE.parents[1] / "examples" / "subjects"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--subjects", "dog", "zebra"], "no zebra in .* which holds bear, cat, dog"),
+        (["--folder", "nowhere"], "no subject in nowhere, which holds none"),
+        (["--methods", "lora", "training.num_step=3"], "Did you mean 'num_steps'"),
+        (["--method", "lora", "--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_what_is_asked_for_is_checked_before_anything_is_trained(
+    subjects: Any,
+    given: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Changes of the configuration are none of the names before them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["subjects.py", "--output", "all.json", *given])
+    with pytest.raises(SystemExit) as end:
+        subjects.main()
+    assert end.value.code == 2
+    assert re.search(told, capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_subject_is_known_by_its_files(subjects: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(SUBJECTS / "dog", tmp_path / "dog")
+    first = subjects.Subject.read(folder)
+    assert first.class_noun == "dog"
+    assert first.fingerprint() == subjects.Subject.read(SUBJECTS / "dog").fingerprint()
+    next((folder / "held_out").glob("*.jpg")).write_bytes(b"other")
+    assert first.fingerprint() != subjects.Subject.read(SUBJECTS / "dog").fingerprint()

@@ -2,14 +2,15 @@
 
 DPM-Solver++ (deterministic), 20 steps, the default guidance. Judged, beside renders of the very same
 scenes; kernel distance to renders of other unseen scenes, beside those of renders; diversity of pictures of
-one prompt against that of renders of subjects that the prompt fits; the autoencoder; a contact sheet.
+one prompt against that of renders of subjects that the prompt fits; the autoencoder; a contact sheet. Run
+again to go on.
 
     python benchmarks/clay/base.py --folder work/unseen --training-renders work/clay
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import math
 import random
 import time
@@ -30,6 +31,10 @@ from finetune.judge import Judge
 
 SAMPLING = SamplingConfig(scheduler="dpm-solver++", num_steps=20)
 PICTURES_PER_PROMPT = 8
+UNTOLD = ("pattern", "pattern, in color", "time", "accessory")
+"""What is mostly something that no prompt has a word for: plain, by day, nothing worn."""
+OF_SUBJECTS = ("class", "color", "color2", "pattern, where told")
+"""What a prompt tells of a subject."""
 
 
 def prompt_of(scene: measures.Scene) -> str:
@@ -54,37 +59,40 @@ def like(scene: measures.Scene, count: int) -> list[measures.Scene]:
 def obedience(
     judge: Judge, images: list[Image.Image], scenes: list[measures.Scene]
 ) -> dict[str, Any]:
-    """What is judged right of what prompts tell: none tells that a subject is plain."""
+    """What is judged right of what prompts tell."""
     found = measures.judged(judge, images, scenes)
-    return {n: entry for n, entry in found.items() if n not in ("pattern", "pattern, in color")}
+    return {name: entry for name, entry in found.items() if name not in UNTOLD}
 
 
-def spread(judge: Judge, images: list[Image.Image], nouns: list[str]) -> list[float]:
+def spread(
+    judge: Judge, images: list[Image.Image], scenes: list[measures.Scene]
+) -> tuple[list[float], list[bool]]:
     """Mean identity distance (1 - cosine) of the pairs of pictures of a prompt, for each prompt.
 
-    `nouns` are the prompts' classes. Only pictures in which the judge sees the class count: to draw
-    something else now and then is no diversity. NaN for a prompt with fewer than two of them.
+    Of the pictures of each scene's prompt, `PICTURES_PER_PROMPT` in a row, only those count in which the
+    judge sees nothing of the subject that differs from what is told: another colour than asked for is no
+    diversity. NaN for a prompt with fewer than two of them. Beside the distances, which pictures count.
     """
-    embeds, told, distances = judge.embed_images(images), judge.tell(images), []
-    for number, noun in enumerate(nouns):
-        start = number * PICTURES_PER_PROMPT
-        rows = [
-            index
-            for index in range(start, start + PICTURES_PER_PROMPT)
-            if told[index]["class"] == noun
-        ]
+    shown = [scene for scene in scenes for _ in range(PICTURES_PER_PROMPT)]
+    found = measures.verdicts(judge, images, shown)
+    counts = [False not in row for row in zip(*(found[name] for name in OF_SUBJECTS), strict=True)]
+    embeds, distances = judge.embed_images(images), []
+    for start in range(0, len(images), PICTURES_PER_PROMPT):
+        rows = [index for index in range(start, start + PICTURES_PER_PROMPT) if counts[index]]
         similarity = embeds[rows] @ embeds[rows].T
         pairs = torch.triu(torch.ones_like(similarity, dtype=torch.bool), diagonal=1)
         distances.append(float(1 - similarity[pairs].mean()) if pairs.any() else math.nan)
-    return distances
+    return distances, counts
 
 
-def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float | None]:
     """Mean of `ours` over that of `theirs`, with a 95 % interval by bootstrap over the pairs.
 
-    Pairs with a NaN are left out.
+    Pairs with a NaN are left out; None where none is left.
     """
     pairs = np.array([ours, theirs])[:, ~np.isnan([ours, theirs]).any(0)]
+    if not pairs.size:
+        return {**dict.fromkeys(("pictures", "renders", "ratio", "low", "high")), "prompts": 0}
     drawn = np.random.default_rng(0).integers(pairs.shape[1], size=(2000, pairs.shape[1]))
     first, second = pairs[:, drawn].mean(2)
     low, high = np.quantile(first / second, [0.025, 0.975])
@@ -101,16 +109,21 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 def diversity(
     base: BasePipeline, judge: Judge, folder: Path, *, num_prompts: int, sampling: SamplingConfig
-) -> dict[str, float]:
-    """Pairwise identity distance of pictures of one prompt, of renders that fit it, and their `ratio`."""
+) -> dict[str, Any]:
+    """Pairwise identity distance of pictures of one prompt, of renders that fit it, and their `ratio`.
+
+    With how many of the pictures, and of as many renders, count (see `spread`).
+    """
     scenes = measures.held_out_scenes(num_prompts, seed=2)
     scenes = [(identity, replace(view, style="photo")) for identity, view in scenes]
     prompts = [prompt_of(scene) for scene in scenes for _ in range(PICTURES_PER_PROMPT)]
     made = generate(base, prompts, list(range(len(prompts))), sampling, show_progress=True)
     fitting = [other for scene in scenes for other in like(scene, PICTURES_PER_PROMPT)]
     renders = measures.rendered(fitting, folder / "like")
-    nouns = [identity.class_noun for identity, _ in scenes]
-    return ratio(spread(judge, made, nouns), spread(judge, renders, nouns))
+    ours, pictures_count = spread(judge, made, scenes)
+    theirs, renders_count = spread(judge, renders, scenes)
+    counts = {"pictures": sum(pictures_count), "renders": sum(renders_count), "of": len(prompts)}
+    return {**ratio(ours, theirs), "that count": counts}
 
 
 def autoencoder(base: BasePipeline, images: list[Image.Image]) -> dict[str, Any]:
@@ -149,56 +162,90 @@ def contact_sheet(base: BasePipeline, path: Path) -> None:
     path.with_suffix(".txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
 
 
+class Bench:
+    """Base and judge, the scenes that are asked for, and what is measured of them."""
+
+    def __init__(self, folder: Path, num_pictures: int) -> None:
+        started = time.perf_counter()
+        self.base = load_base(BaseConfig(source="clay"))
+        self.load_seconds = time.perf_counter() - started
+        self.judge, self.folder = measures.load_judge(), folder
+        self.scenes = measures.held_out_scenes(num_pictures, seed=3)
+
+    @functools.cached_property
+    def renders(self) -> list[Image.Image]:
+        """Of the very scenes."""
+        return measures.rendered(self.scenes, self.folder / "same-scenes")
+
+    @functools.cached_property
+    def _unseen(self) -> torch.Tensor:
+        # The distance needs independent samples: other scenes than those that the pictures are of.
+        others = measures.held_out_scenes(len(self.scenes), seed=6)
+        return measures.features(
+            self.judge, measures.rendered(others, self.folder / "unseen-scenes")
+        )
+
+    def distance(self, images: list[Image.Image]) -> dict[str, Any]:
+        """Kernel distance to unseen renders."""
+        found = measures.kernel_distance(measures.features(self.judge, images), self._unseen)
+        return {"kernel_distance": round(found, 4)}
+
+    def judged(self, images: list[Image.Image]) -> dict[str, Any]:
+        """What is right of pictures of the scenes, and their distance."""
+        return {**obedience(self.judge, images, self.scenes), **self.distance(images)}
+
+    def one_by_one(self) -> dict[str, Any]:
+        """Seconds to load the base, and of a picture alone."""
+        alone = SAMPLING.model_copy(update={"batch_size": 1})
+        prompts, started = [prompt_of(scene) for scene in self.scenes[:8]], time.perf_counter()
+        generate(self.base, prompts, list(range(len(prompts))), alone)
+        seconds = (time.perf_counter() - started) / len(prompts)
+        return {
+            "load_seconds": round(self.load_seconds, 2),
+            "seconds_per_picture": round(seconds, 2),
+        }
+
+    def pictures(self) -> dict[str, Any]:
+        """Pictures of all prompts, judged."""
+        prompts, started = [prompt_of(scene) for scene in self.scenes], time.perf_counter()
+        seeds = list(range(len(prompts)))
+        images = generate(self.base, prompts, seeds, SAMPLING, show_progress=True)
+        seconds = (time.perf_counter() - started) / len(images)
+        return {"seconds_per_picture": round(seconds, 2), **self.judged(images)}
+
+
+def opened(paths: list[Path]) -> list[Image.Image]:
+    """Pictures in memory."""
+    return [Image.open(path).convert("RGB") for path in paths]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where renders go or are")
+    parser = measures.options(__doc__)
     parser.add_argument("--training-renders", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--sheet", type=Path, default=measures.ROOT / "docs" / "clay-sheet.png")
     arguments = parser.parse_args()
-    started = time.perf_counter()
-    base = load_base(BaseConfig(source="clay"))
-    load_seconds = time.perf_counter() - started
-    judge = measures.load_judge()
-    scenes = measures.held_out_scenes(arguments.pictures, seed=3)
-    started = time.perf_counter()
-    images = generate(
-        base, [prompt_of(s) for s in scenes], list(range(len(scenes))), SAMPLING, show_progress=True
+    folder, count = arguments.folder, arguments.pictures
+    images = arguments.training_renders / "images"
+    paths = sorted(images.glob("*.jpg"))
+    if not 2 <= count <= len(paths):
+        parser.error(
+            f"--pictures {count}: two at least, and as many as that in {images} (--training-renders), which "
+            f"holds {len(paths)}"
+        )
+    training = paths[:: len(paths) // count][:count]
+    settings = {"pictures": count, "guidance_scale": SAMPLING.guidance_scale}
+    record, bench = measures.record("base", settings, anew=arguments.anew), Bench(folder, count)
+    base, judge = bench.base, bench.judge
+    record.part("one by one", bench.one_by_one)
+    record.part("pictures", bench.pictures)
+    record.part("renders of the same scenes", lambda: bench.judged(bench.renders))
+    record.part("training renders", lambda: bench.distance(opened(training)))
+    record.part(
+        "diversity", lambda: diversity(base, judge, folder, num_prompts=40, sampling=SAMPLING)
     )
-    seconds = (time.perf_counter() - started) / len(images)
-    renders = measures.rendered(scenes, arguments.folder / "same-scenes")
-    paths = sorted((arguments.training_renders / "images").glob("*.jpg"))
-    step = max(1, len(paths) // arguments.pictures)
-    training = [Image.open(path).convert("RGB") for path in paths[::step][: arguments.pictures]]
-    alone = SAMPLING.model_copy(update={"batch_size": 1})
-    started = time.perf_counter()
-    generate(base, [prompt_of(scene) for scene in scenes[:8]], list(range(8)), alone)
-    alone_seconds = (time.perf_counter() - started) / 8
-    # The distance needs independent samples: other scenes than those that the pictures are of.
-    others = measures.held_out_scenes(arguments.pictures, seed=6)
-    unseen = measures.features(judge, measures.rendered(others, arguments.folder / "unseen-scenes"))
+    record.part("autoencoder", lambda: autoencoder(base, bench.renders))
     contact_sheet(base, arguments.sheet)
-    values = {
-        "guidance_scale": SAMPLING.guidance_scale,
-        "load_seconds": round(load_seconds, 2),
-        "seconds_per_picture": round(seconds, 2),
-        "seconds_per_picture_alone": round(alone_seconds, 2),
-        "pictures": obedience(judge, images, scenes),
-        "renders of the same scenes": obedience(judge, renders, scenes),
-        "kernel_distance": {
-            "pictures": round(kernel_distance(judge, images, unseen), 4),
-            "renders of the same scenes": round(kernel_distance(judge, renders, unseen), 4),
-            "training renders": round(kernel_distance(judge, training, unseen), 4),
-        },
-        "diversity": diversity(base, judge, arguments.folder, num_prompts=40, sampling=SAMPLING),
-        "autoencoder": autoencoder(base, renders),
-    }
-    measures.record("base", values)
-
-
-def kernel_distance(judge: Judge, images: list[Image.Image], unseen: torch.Tensor) -> float:
-    """Kernel distance of pictures to features of unseen renders."""
-    return measures.kernel_distance(measures.features(judge, images), unseen)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ several classes: animals and things, of many proportions and of few (mug, chair)
 
 from __future__ import annotations
 
-import argparse
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import measures
 
@@ -51,29 +51,29 @@ def unseen_scenes(count: int) -> list[measures.Scene]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where renders go or are")
+    parser = measures.options(__doc__)
     parser.add_argument("--identities", type=int, default=2000)
     parser.add_argument("--classes", nargs="+", default=CLASSES, choices=world.CLASSES)
-    folder = (arguments := parser.parse_args()).folder
-    judge = measures.load_judge()
-    scenes = unseen_scenes(arguments.identities)
-    images = measures.rendered(scenes, folder / "world")
-    mixed = retrieval(judge, two_views(200, None), folder / "views")
-    alike = {
-        noun: retrieval(judge, two_views(200, noun), folder / f"views-{noun}")
-        for noun in arguments.classes
-    }
-    together = [right for found in alike.values() for right in found]
-    values = {
-        "attributes": measures.judged(judge, images, scenes),
-        "retrieval among 200, all classes": measures.share(mixed),
-        "retrieval among 200 of one class": {
-            "mean of the classes": measures.share(together),
-            **{noun: measures.share(found) for noun, found in alike.items()},
-        },
-    }
-    measures.record("judge", values)
+    arguments = parser.parse_args()
+    folder, nouns = arguments.folder, list(arguments.classes)
+    record = measures.record("judge", {"identities": arguments.identities}, anew=arguments.anew)
+    judge, scenes = measures.load_judge(), unseen_scenes(arguments.identities)
+
+    def of_one_class() -> dict[str, Any]:
+        alike = {n: retrieval(judge, two_views(200, n), folder / f"views-{n}") for n in nouns}
+        together = [right for found in alike.values() for right in found]
+        shares = {noun: measures.share(found) for noun, found in alike.items()}
+        return {"mean of the classes": measures.share(together), **shares}
+
+    record.part(
+        "attributes",
+        lambda: measures.judged(judge, measures.rendered(scenes, folder / "world"), scenes),
+    )
+    record.part(
+        "retrieval among 200, all classes",
+        lambda: measures.share(retrieval(judge, two_views(200, None), folder / "views")),
+    )
+    record.part("retrieval among 200 of one class", of_one_class, of={"classes": nouns})
 
 
 if __name__ == "__main__":

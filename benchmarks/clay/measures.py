@@ -1,14 +1,17 @@
-"""What the clay benchmarks share: shares with intervals, judged pictures, kernel distance, renders."""
+"""What the clay benchmarks share: a record that goes on where it stopped, shares with intervals, judged
+pictures, kernel distance, renders."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
 import multiprocessing
+import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,64 @@ from scipy.stats import binomtest
 from data_prep.clay import world
 from finetune.bases import EMBEDDED
 from finetune.encoders import EMBEDDED_CLIP, EMBEDDED_JUDGE
-from finetune.files import sha256_of
+from finetune.files import read_json, sha256_of, write_json
 from finetune.judge import Judge
 from finetune.pretrain.judge import NOTHING, truth_of
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "clay" / "results.json"
+RESULTS = ROOT / "benchmarks" / "clay" / "results"
 Scene = tuple[world.Identity, world.View]
+
+
+class Record:
+    """Figures in a JSON file, part by part, so that a benchmark that was stopped goes on where it was.
+
+    A part is taken over where the file is `about` the same and the part `of` the same; after a change of a
+    benchmark itself, ask for all of it `anew`. A file about something else is replaced by the first part.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], *, anew: bool = False) -> None:
+        """`about` is plain JSON: networks by their fingerprints, settings."""
+        self.path, self.about, self.anew = path, about, anew
+        kept = read_json(path) if path.is_file() else {}
+        self.parts: dict[str, Any] = kept["parts"] if kept.get("about") == about else {}
+
+    def part(
+        self, name: str, measure: Callable[[], dict[str, Any]], *, of: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What `measure` finds, with the day: now, or when it was measured `of` the same."""
+        kept = self.parts.get(name)
+        if kept and kept["of"] == (of or {}) and not self.anew:
+            print(f"{name}: was measured on {kept['measured']}", flush=True)
+            return kept
+        found = {"measured": time.strftime("%Y-%m-%d"), "of": of or {}, **measure()}
+        self.parts[name] = found
+        self._write()
+        print(f"{name}: measured, see {self.path}", flush=True)
+        return found
+
+    def sum_up(self, summary: dict[str, Any]) -> None:
+        """Write, and print, what follows from the parts."""
+        self._write(summary)
+        print(json.dumps(summary, indent=1))
+
+    def _write(self, summary: dict[str, Any] | None = None) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {"about": self.about, "parts": self.parts, "summary": summary})
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """A parser of the options that all these benchmarks have."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where renders go or are")
+    parser.add_argument("--anew", action="store_true", help="measure what is recorded once more")
+    return parser
+
+
+def record(name: str, settings: dict[str, Any], *, anew: bool) -> Record:
+    """The record of a benchmark of the embedded networks, which are about to be loaded."""
+    networks = {part: fingerprint(part) for part in ("clay", EMBEDDED_CLIP, EMBEDDED_JUDGE)}
+    return Record(RESULTS / f"{name}.json", {"networks": networks, **settings}, anew=anew)
 
 
 def load_judge() -> Judge:
@@ -71,8 +125,9 @@ def verdicts(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene
 
     Most pictures wear nothing, so `accessory, where worn` counts the others alone, and `accessory present`
     asks for kind and colour of what is worn. `pattern, where told` leaves out the plain ones, for which
-    captions have no word, and `color, plain` those with two colours; `pattern, in color` leaves out styles
-    without colours, which hide what differs in nothing else.
+    captions have no word, `time, where told` the day, for which they have none either, and `color, plain`
+    those with two colours; `pattern, in color` leaves out styles without colours, which hide what differs in
+    nothing else.
     """
     rows = []
     for told, (identity, view) in zip(judge.tell(images), scenes, strict=True):
@@ -85,6 +140,7 @@ def verdicts(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene
         seen = row["accessory_color"]
         row["accessory present"] = None if seen is None else bool(row["accessory"] and seen)
         row["pattern, where told"] = None if is_plain else row["pattern"]
+        row["time, where told"] = None if view.time == "day" else row["time"]
         row["pattern, in color"] = None if row["color"] is None else row["pattern"]
         row["color, plain"] = row["color"] if is_plain else None
         rows.append(row)
@@ -127,7 +183,7 @@ def render_scene(job: tuple[Scene, Path]) -> None:
     from data_prep.clay.render import build_model, encode_jpeg, render
 
     (identity, view), path = job
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial")  # of this process alone
     partial.write_bytes(encode_jpeg(render(build_model(identity), view)))
     partial.replace(path)
 
@@ -173,12 +229,3 @@ def fingerprint(name: str) -> str:
     """First digits of a SHA-256 over the weights of an embedded base or encoder."""
     files = sorted((EMBEDDED / name).rglob("*.safetensors"))
     return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()[:16]
-
-
-def record(name: str, values: dict[str, Any]) -> None:
-    """Put `values` under `name` into results.json, with the day and what was measured; print them."""
-    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
-    measured = {part: fingerprint(part) for part in ("clay", EMBEDDED_CLIP, EMBEDDED_JUDGE)}
-    results[name] = {"measured": time.strftime("%Y-%m-%d"), "networks": measured, **values}
-    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(values, indent=1))

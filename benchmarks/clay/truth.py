@@ -11,7 +11,6 @@ Student's, over subjects or prompts.
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -149,16 +148,18 @@ def prompt_truth(folder: Path, encoder_name: str, *, num_prompts: int) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where renders go or are")
+    parser = measures.options(__doc__)
     parser.add_argument("--encoders", nargs="+", default=[EMBEDDED_CLIP, EMBEDDED_JUDGE])
     parser.add_argument("--prompts", type=int, default=12)
     arguments = parser.parse_args()
-    values = {
-        **subject_truth(arguments.folder, arguments.encoders),
-        **prompt_truth(arguments.folder, EMBEDDED_CLIP, num_prompts=arguments.prompts),
-    }
-    measures.record("truth", values)
+    folder, encoders, num_prompts = arguments.folder, arguments.encoders, arguments.prompts
+    record = measures.record("truth", {}, anew=arguments.anew)
+    record.part("subjects", lambda: subject_truth(folder, encoders), of={"encoders": encoders})
+    record.part(
+        "prompts",
+        lambda: prompt_truth(folder, EMBEDDED_CLIP, num_prompts=num_prompts),
+        of={"prompts": num_prompts},
+    )
 
 
 if __name__ == "__main__":

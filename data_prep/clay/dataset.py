@@ -2,7 +2,8 @@
 
 Writes `images/*.jpg` and `metadata.jsonl` (the Hugging Face "imagefolder" layout: `file_name`, `text`,
 and the true attributes). Work is cut into shards; a finished shard is never rendered again, a broken one
-is named and rendered anew. `metadata.jsonl` is there when, and only when, all that was asked for is.
+is named and rendered anew. `metadata.jsonl` is there when, and only when, all that was asked for is; what
+was asked for is kept in `shards/world.json`, for the command that mends a world.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +26,8 @@ from data_prep.clay import world
 from data_prep.errors import DataError
 
 METADATA = "metadata.jsonl"
+ASKED = "world.json"
+"""Beside the shards: the seed and the number of pictures that were asked for last."""
 VIEWS_PER_IDENTITY = 3
 CAPTIONS_PER_PICTURE = 4
 _IDENTITIES_PER_SHARD = 32
@@ -132,6 +136,27 @@ def _shard(folder: Path, start: int) -> Path:
     return folder / "shards" / f"{start:06d}.jsonl"
 
 
+def _num_there(folder: Path) -> int:
+    """Pictures up to the last finished shard."""
+    starts = [int(p.stem) for p in (folder / "shards").glob("*.jsonl") if p.stem.isdigit()]
+    return (max(starts) + _IDENTITIES_PER_SHARD) * VIEWS_PER_IDENTITY if starts else 0
+
+
+def render_command(folder: Path) -> str:
+    """The command that renders what is missing in `folder`, of the same world.
+
+    Where nobody kept what was asked for, that is as many pictures as there are, of seed 0: rendering notices
+    if it was another.
+    """
+    path, command = folder / "shards" / ASKED, ["finetune", "clay", "render", str(folder)]
+    asked = {"num_pictures": _num_there(folder), "seed": 0}
+    if path.is_file():
+        asked = json.loads(path.read_text("utf-8"))
+    if asked["num_pictures"]:
+        command += ["--num-pictures", str(asked["num_pictures"]), "--seed", str(asked["seed"])]
+    return shlex.join(command)
+
+
 _END_OF_JPEG = b"\xff\xd9"
 
 
@@ -199,17 +224,24 @@ def render_dataset(
     shards of that are named to `warn`. `num_pictures` is rounded up to whole shards (96 pictures);
     `metadata.jsonl` is written last.
 
-    Raises `DataError` where the renderer is not installed, where the folder holds another world, and where
-    it cannot be written to, for instance when the disk is full; what is finished stays.
+    Raises `DataError` where the renderer is not installed, where the folder holds another world or more
+    pictures, and where it cannot be written to, for instance when the disk is full; what is finished stays.
     """
     require_renderer()
     num_identities = -(-num_pictures // VIEWS_PER_IDENTITY)
     starts = range(0, num_identities, _IDENTITIES_PER_SHARD)
     jobs = [(folder, seed, range(start, start + _IDENTITIES_PER_SHARD)) for start in starts]
+    if (there := _num_there(folder)) > len(jobs) * PICTURES_PER_SHARD:
+        raise DataError(
+            f"{folder} holds {there} pictures, more than {num_pictures}. Render into another folder, or ask "
+            f"for {there} at least: {render_command(folder)}"
+        )
     with _writing_to(folder):
         (folder / "images").mkdir(parents=True, exist_ok=True)
         (folder / "shards").mkdir(exist_ok=True)
         open_jobs = _still_to_render(folder, jobs, warn)
+        asked = {"num_pictures": len(jobs) * PICTURES_PER_SHARD, "seed": seed}
+        _write_whole(folder / "shards" / ASKED, json.dumps(asked) + "\n")
         if open_jobs:
             (folder / METADATA).unlink(missing_ok=True)
     yield (len(jobs) - len(open_jobs)) * PICTURES_PER_SHARD
@@ -224,13 +256,10 @@ def read_metadata(folder: Path) -> list[dict[str, Any]]:
 
     Raises `DataError` where nothing is rendered, not all that was asked for, or the rows are broken.
     """
-    path, command = folder / METADATA, f"finetune clay render {folder}"
+    path, command = folder / METADATA, render_command(folder)
     if not path.is_file():
         if (folder / "shards").is_dir():
-            raise DataError(
-                f"Rendering into {folder} is not finished. Go on with the command that began it, for "
-                f"instance {command}"
-            )
+            raise DataError(f"Rendering into {folder} is not finished. Go on with: {command}")
         raise DataError(f"No pictures in {folder}. Render them first: {command}")
     try:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]

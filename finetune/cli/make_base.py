@@ -47,7 +47,7 @@ def pretrain(
 def clay_render(
     folder: Annotated[Path, typer.Argument(help="Where pictures and metadata.jsonl go.")],
     num_pictures: Annotated[
-        int, typer.Option(min=1, help="Rounded up to whole shards of 96.")
+        int, typer.Option(min=1, help="Rounded up to whole shards of 96; no fewer than are there.")
     ] = 26400,
     seed: Annotated[int, typer.Option(help="Seed of the world; 0 is the training set.")] = 0,
     workers: Annotated[

@@ -24,12 +24,12 @@ class AutoencoderConfig(StageConfig):
     """Shape and training of the autoencoder."""
 
     block_out_channels: tuple[int, ...] = (32, 64, 96, 128, 128)
-    """Channels at full, half, quarter ... resolution, the last that of the latents; the second at
-    least 48."""
+    """Channels at full, half, quarter ... resolution, the last that of the latents; what the linear
+    start asks of them is said where they do not do, and a second of 48 keeps all of 4 x 4 pixels."""
     latent_channels: int = Field(32, gt=0)
     """Channels of the latents."""
     crop_size: int = Field(64, gt=0)
-    """Training works on square crops of this many pixels."""
+    """Training works on square crops of this many pixels, whole latents in either direction."""
     kl_weight: float = Field(1e-3, ge=0)
     """Weight of the KL divergence to N(0, 1), averaged over latent elements."""
     gradient_weight: float = Field(0.5, ge=0)
@@ -37,11 +37,32 @@ class AutoencoderConfig(StageConfig):
 
     @model_validator(mode="after")
     def _room_for_a_linear_start(self) -> AutoencoderConfig:
-        least = 2 * (self.latent_channels + 2)
-        if self.block_out_channels[-1] < least:
+        channels, latents = self.block_out_channels, self.latent_channels
+        if len(channels) < 3 or any(number % 2 for number in channels):
+            raise ValueError("block_out_channels must be three or more even numbers")
+        first, second, *_, before_last, last = *channels[:2], *channels[-2:]
+        if not 10 <= first < second or list(channels) != sorted(channels):
             raise ValueError(
-                f"the last of block_out_channels must be at least {least}, twice latent_channels and four "
-                "more, for the linear start"
+                "block_out_channels must begin with 10 at least and a larger number, and never fall, for the "
+                "linear start"
+            )
+        kept = 3  # components that go on, of 4 times as many numbers each time
+        for number in (*channels[:-2], before_last - 4):  # constants have four beside them
+            kept = min(4 * kept, number)
+        if min(kept, second) < latents:
+            raise ValueError(
+                f"block_out_channels leave room for {min(kept, second)} latent channels, fewer than "
+                f"latent_channels {latents}"
+            )
+        least, most = 2 * (latents + 2), 2 * (before_last - 2)
+        if not least <= last <= most:
+            raise ValueError(
+                f"the last of block_out_channels must be {least} to {most}, for the linear start: twice "
+                "latent_channels and four more, at most twice the one before it less four"
+            )
+        if self.crop_size % 2 ** (len(channels) - 1):
+            raise ValueError(
+                f"crop_size must be a multiple of {2 ** (len(channels) - 1)}, the pixels of a latent"
             )
         return self
 
@@ -62,6 +83,7 @@ class AutoencoderStage:
     """Trains an `AutoencoderKL` on crops of pictures."""
 
     name = "autoencoder"
+    networks: tuple[str, ...] = ("vae",)
 
     def __init__(
         self, config: AutoencoderConfig, pictures: Pictures, *, device: torch.device = CPU

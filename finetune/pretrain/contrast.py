@@ -12,15 +12,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTokenizer, ResNetConfig
 
 from data_prep.clay.world import ATTRIBUTES, caption, untold_by
 from finetune.dual_encoder import DualEncoder
+from finetune.errors import ConfigError
 from finetune.files import atomic_folder
 from finetune.pretrain.data import Pictures
-from finetune.pretrain.stage import CPU, StageConfig, save_nearest
+from finetune.pretrain.stage import CPU, StageConfig, check_stages, save_nearest
 from finetune.pretrain.tokenizer import tokenize
 
 LEVELS = (
@@ -51,6 +52,18 @@ class ContrastConfig(StageConfig):
     max_shift: int = Field(8, ge=0)
     """Pictures are moved by up to this many pixels, edges repeated, and flipped at random."""
 
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of the text encoder, of 48 numbers or a few more."""
+        return max(1, self.hidden_size // 48)
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> ContrastConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size must be a multiple of its {self.num_heads} heads")
+        check_stages("image_channels", self.image_channels, "image_depths", self.image_depths)
+        return self
+
 
 def contrastive_loss(
     image_embeds: Tensor, text_embeds: Tensor, matches: Tensor, scale: Tensor
@@ -71,6 +84,7 @@ class ContrastStage:
     """Trains a `DualEncoder` on pictures and captions."""
 
     name = "contrast"
+    networks: tuple[str, ...] = ("clip",)
 
     def __init__(
         self,
@@ -80,6 +94,10 @@ class ContrastStage:
         *,
         device: torch.device = CPU,
     ) -> None:
+        if config.batch_size > len(pictures.pixels):
+            raise ConfigError(
+                f"contrast.batch_size: {config.batch_size} is more than the {len(pictures.pixels)} pictures."
+            )
         torch.manual_seed(config.seed)
         self.config, self.pictures, self.tokenizer = config, pictures, tokenizer
         self.device = device
@@ -88,7 +106,7 @@ class ContrastStage:
             hidden_size=config.hidden_size,
             intermediate_size=4 * config.hidden_size,
             num_hidden_layers=config.text_layers,
-            num_attention_heads=max(1, config.hidden_size // 48),
+            num_attention_heads=config.num_heads,
             max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from data_prep.clay.dataset import read_metadata
+from data_prep.clay.dataset import METADATA, read_metadata, render_command
 from data_prep.clay.world import Identity, View
 from finetune.checkpoint import needed_bytes
 from finetune.dual_encoder import DualEncoder
@@ -49,28 +50,50 @@ def _read_picture(path: Path, folder: Path) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read: {error}. Remove it, if it is there, and render once more: "
-            f"finetune clay render {folder}"
+            f"{render_command(folder)}"
         ) from error
+
+
+Known = tuple[Path, list[str], tuple[Identity, View]]
+"""A picture's file, its captions, who and what it shows."""
+
+
+def _known(folder: Path, rows: list[dict[str, Any]]) -> list[Known]:
+    """What the rows of a world's metadata say. Raises `DataError` for other metadata."""
+    known, advice = list[Known](), "Set pictures to a folder that `finetune clay render` wrote."
+    for number, row in enumerate(rows, 1):
+        try:
+            truth = Identity.from_dict(row["identity"]), View.from_dict(row["view"])
+            known.append((folder / row["file_name"], [*row["captions"]], truth))
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"has no {error}" if isinstance(error, KeyError) else f"is another: {error}"
+            raise DataError(
+                f"{folder / METADATA} is not of a rendered world: row {number} {what}. {advice}"
+            ) from error
+    if not known:
+        raise DataError(f"{folder / METADATA} is empty. {advice}")
+    return known
 
 
 def load_pictures(folder: Path) -> Pictures:
     """Every picture of a rendered world.
 
-    Raises `DataError` where there is none, rendering is not finished, or one cannot be used.
+    Raises `DataError` where there is none, rendering is not finished, the folder is another, or a picture
+    cannot be used.
     """
     rows, pixels = read_metadata(folder), list[np.ndarray]()
-    for row in tqdm(rows, desc="reading pictures", mininterval=5):
-        path = folder / row["file_name"]
+    known = _known(folder, rows)
+    for path, _, _ in tqdm(known, desc="reading pictures", mininterval=5):
         pixels.append(_read_picture(path, folder))
         if pixels[-1].shape != pixels[0].shape:
             (height, width, _), first = pixels[-1].shape, pixels[0].shape
             raise DataError(
                 f"{path} has {width} x {height} pixels, not {first[1]} x {first[0]} as the pictures before "
-                f"it. Remove it and render once more: finetune clay render {folder}"
+                f"it. Remove it and render once more: {render_command(folder)}"
             )
-    truths = [(Identity.from_dict(row["identity"]), View.from_dict(row["view"])) for row in rows]
     told = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    return Pictures(np.stack(pixels), [row["captions"] for row in rows], truths, told)
+    _, captions, truths = zip(*known, strict=True)
+    return Pictures(np.stack(pixels), list(captions), list(truths), told)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class DecoderStage:
     """Trains the decoder of an `AutoencoderKL` on a denoiser's guesses."""
 
     name = "decoder"
+    networks: tuple[str, ...] = ("vae",)
 
     def __init__(
         self,

@@ -19,11 +19,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from finetune.diffusion import DiscreteDiffusion
+from finetune.errors import ConfigError
 from finetune.files import atomic_folder
 from finetune.pretrain.data import Encoded
 from finetune.pretrain.stage import CPU, StageConfig, save_rows, to_uint8
@@ -49,7 +50,8 @@ class DenoiserConfig(StageConfig):
     """Shape and training of the U-Net; the text encoder goes on learning with it."""
 
     block_out_channels: tuple[int, ...] = (256, 256)
-    """Channels at full, half, quarter ... latent resolution; every level attends to the caption."""
+    """Channels at full, half, quarter ... latent resolution, multiples of 32; every level attends to
+    the caption."""
     layers_per_block: int = Field(1, gt=0)
     """Residual blocks per resolution on the way down; one more on the way up."""
     alignment_weight: float = Field(0.5, ge=0)
@@ -62,6 +64,13 @@ class DenoiserConfig(StageConfig):
     snr_gamma: float | None = Field(None, gt=0)
     """Min-SNR loss weight (Hang et al. 2023): min(snr, gamma) / (snr + 1) for v-prediction. Null weights
     all timesteps alike, which leaves more to the noisy ones, where a small base learns its shapes."""
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> DenoiserConfig:
+        channels = self.block_out_channels
+        if not channels or any(number % 32 or number < 32 for number in channels):
+            raise ValueError("block_out_channels must be multiples of 32, one at least")
+        return self
 
 
 def noise_scheduler() -> DDPMScheduler:
@@ -126,6 +135,7 @@ class DenoiserStage:
     """Trains a `UNet2DConditionModel` and its text encoder on latents and captions."""
 
     name = "denoiser"
+    networks: tuple[str, ...] = ("unet", "text_encoder")
 
     def __init__(
         self,
@@ -139,6 +149,12 @@ class DenoiserStage:
         *,
         device: torch.device = CPU,
     ) -> None:
+        side, levels = encoded.means.shape[-1], len(config.block_out_channels)
+        if side < 2**levels:
+            raise ConfigError(
+                f"denoiser.block_out_channels: {levels} levels make less than 2 x 2 positions of latents of "
+                f"{side} x {side}, and the U-Net cannot learn from one. Take fewer."
+            )
         torch.manual_seed(config.seed)
         self.config, self.tokenizer, self.made_of, self.device = config, tokenizer, made_of, device
         self.encoded, self.vae, self.text_encoder = encoded, vae.to(device), text_encoder.to(device)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from data_prep.clay import world
@@ -22,7 +22,7 @@ from finetune.errors import DataError
 from finetune.files import atomic_folder
 from finetune.judge import Judge
 from finetune.pretrain.data import Pictures
-from finetune.pretrain.stage import CPU, StageConfig, save_nearest
+from finetune.pretrain.stage import CPU, StageConfig, check_stages, save_nearest
 
 NOTHING = "none"
 """What a picture shows where nothing is worn."""
@@ -62,6 +62,13 @@ class JudgeConfig(StageConfig):
     """Pictures grow or shrink by up to this share."""
     max_shift: float = Field(0.08, ge=0, lt=1)
     """Pictures are moved by up to this share of their width."""
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> JudgeConfig:
+        check_stages("channels", self.channels, "depths", self.depths)
+        if self.channels[-1] % 4:
+            raise ValueError("the last of channels must be a multiple of 4, for as many heads")
+        return self
 
 
 def truth_of(identity: world.Identity, view: world.View) -> dict[str, str | None]:
@@ -115,6 +122,7 @@ class JudgeStage:
     """Trains a `Judge` on pictures and their truths."""
 
     name = "judge"
+    networks: tuple[str, ...] = ("network",)
 
     def __init__(
         self, config: JudgeConfig, pictures: Pictures, *, device: torch.device = CPU

@@ -15,9 +15,10 @@ class LossLog:
     def __init__(self, path: Path, *, step: int) -> None:
         """Go on after `step`: rows of later steps, of a part that was lost, are dropped."""
         self.path, self.columns = path, list[str]()
-        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        if kept != lines:
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
+        whole = [line for line in lines if line.endswith("\n")]  # a full disk cuts the last one
+        kept = [line.rstrip("\n") for line in whole if _step_of(line) <= step]
+        if len(kept) < len(lines):
             write_text(path, "".join(f"{line}\n" for line in kept))
         for line in kept:
             if line.startswith("step,"):

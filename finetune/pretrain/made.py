@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,22 +15,30 @@ from finetune.errors import ArtifactError
 from finetune.files import read_json, sha256_of
 from finetune.judge import Judge
 from finetune.pretrain.data import Encoded, Pictures, encode
-from finetune.pretrain.stage import MADE_OF
+from finetune.pretrain.stage import MADE_OF, steps_of_networks
 
 
 class Made:
-    """What finished stages left in the work folder. Raises `ArtifactError` that names a missing stage."""
+    """What finished stages left in the work folder.
 
-    def __init__(self, work_folder: Path, *, command: str) -> None:
-        """`command` is what runs the recipe, for messages."""
-        self.work_folder, self.command = work_folder, command
+    Raises `ArtifactError` that names a stage which is missing, or was told to go on and has not ended since.
+    """
+
+    def __init__(self, work_folder: Path, num_steps: Mapping[str, int], *, command: str) -> None:
+        """`num_steps` are the recipe's, by stage; `command` is what runs it, for messages."""
+        self.work_folder, self.num_steps, self.command = work_folder, num_steps, command
 
     def folder(self, stage: str, name: str) -> Path:
         """Where `stage` wrote its network or tokenizer `name`."""
-        folder = self.work_folder / stage / name
+        folder, told = self.work_folder / stage / name, self.num_steps[stage]
         if not any(folder.glob("*.json")):
             raise ArtifactError(
                 f"There is no finished {name} in {folder}. Run: {self.command} --stage {stage}"
+            )
+        if (learnt := steps_of_networks(folder.parent)) not in (None, told):
+            raise ArtifactError(
+                f"The {stage} in {folder.parent} has learnt for {learnt} steps, not {told}. Set "
+                f"{stage}.num_steps back, or run: {self.command} --stage {stage}"
             )
         return folder
 

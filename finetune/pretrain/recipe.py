@@ -18,7 +18,7 @@ from data_prep.clay.world import all_words
 from data_prep.config import Section
 from finetune.dual_encoder import DualEncoder
 from finetune.errors import ConfigError
-from finetune.files import atomic_folder
+from finetune.files import atomic_folder, claimed
 from finetune.pretrain.autoencoder import AutoencoderConfig, AutoencoderStage
 from finetune.pretrain.contrast import ContrastConfig, ContrastStage
 from finetune.pretrain.data import Pictures, load_pictures
@@ -73,6 +73,11 @@ def device_of(config: PretrainConfig) -> torch.device:
     return torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
 
 
+def _made(config: PretrainConfig, command: str) -> Made:
+    num_steps = {name: getattr(config, name).num_steps for name in TRAINED}
+    return Made(config.work_folder, num_steps, command=command)
+
+
 def _denoiser_stage(
     config: PretrainConfig, made: Made, pictures: Pictures, device: torch.device
 ) -> DenoiserStage:
@@ -123,7 +128,7 @@ def build_stage(name: str, config: PretrainConfig, *, command: str = COMMAND) ->
 
     Raises `ArtifactError`, which tells how to go on from `command`, where one of those is missing.
     """
-    made, device = Made(config.work_folder, command=command), device_of(config)
+    made, device = _made(config, command), device_of(config)
     if name == "denoiser":
         made.fingerprints(("autoencoder", "contrast"))
     if name == "decoder":
@@ -142,14 +147,17 @@ def build_stage(name: str, config: PretrainConfig, *, command: str = COMMAND) ->
     return _decoder_stage(config, made, pictures, device)
 
 
-def _train(stage: Stage, folder: Path, deadline: float) -> bool:
-    """Whether the stage is finished."""
-    steps = run_stage(stage, folder, deadline=deadline)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return bool(end.value)
+def _train(name: str, config: PretrainConfig, *, deadline: float, command: str) -> bool:
+    """Whether the stage is finished. Another process may train another one in the same work folder."""
+    folder = config.work_folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder, option="work_folder=..."):
+        steps = run_stage(build_stage(name, config, command=command), folder, deadline=deadline)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return bool(end.value)
 
 
 def run_stages(
@@ -172,7 +180,7 @@ def run_stages(
         if name == "assemble":
             assemble(config, command=command)
         elif time.monotonic() >= deadline or not _train(
-            build_stage(name, config, command=command), config.work_folder / name, deadline
+            name, config, deadline=deadline, command=command
         ):
             announce(f"{name} is not finished; run the same command again to go on.")
             return
@@ -190,7 +198,7 @@ def assemble(config: PretrainConfig, *, command: str = COMMAND) -> None:
 
     All three are prepared before one takes its place. Raises `ArtifactError` like `build_stage`.
     """
-    made = Made(config.work_folder, command=command)
+    made = _made(config, command)
     made.check("denoiser", ("autoencoder", "contrast"))
     made.check("decoder", ("autoencoder", "denoiser"))
     tokenizer, clip, judge = made.tokenizer(), made.clip(), made.judge()

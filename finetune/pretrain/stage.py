@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +21,13 @@ from finetune.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    step_of,
     sweep,
     with_prefix,
     without_prefix,
 )
 from finetune.errors import CheckpointError, ConfigError
-from finetune.files import write_json
+from finetune.files import read_json, write_json
 from finetune.interrupt import exit_code, interruptible
 from finetune.optim import (
     ExponentialMovingAverage,
@@ -41,7 +42,7 @@ from finetune.seeding import generator_for
 
 CPU = torch.device("cpu")
 MADE_OF = "made_of.json"
-"""Beside a stage's finished networks: what they learnt from."""
+"""Beside a stage's finished networks: what they learnt from, and for how many steps."""
 
 
 class StageConfig(Section):
@@ -67,11 +68,19 @@ class StageConfig(Section):
     """Steps between sample pictures."""
 
 
+def check_stages(name: str, channels: Sequence[int], other: str, depths: Sequence[int]) -> None:
+    """Raise `ValueError` unless a residual network has as many `depths` as `channels`, all positive."""
+    if len(channels) != len(depths) or not channels or min(*channels, *depths) < 1:
+        raise ValueError(f"{name} and {other} must be as many numbers, one at least, all above 0")
+
+
 class Stage(Protocol):
     """One pretraining stage: networks, a loss, and pictures to watch it by."""
 
     name: str
     modules: nn.ModuleDict
+    networks: tuple[str, ...]
+    """Folders that `save` writes."""
     made_of: dict[str, str]
     """What it learns from, by name: fingerprints of pictures and of other stages' networks."""
 
@@ -91,6 +100,18 @@ class Stage(Protocol):
     def save(self, folder: Path) -> None:
         """Write the finished networks into `folder`, each whole or not at all."""
         ...
+
+
+def steps_of_networks(folder: Path) -> int | None:
+    """For how many steps the finished networks in a stage's `folder` have learnt; None where nobody knows.
+
+    Before that was written down, a stage was seldom told to go on, so the newest checkpoint stands for it.
+    """
+    noted = read_json(folder / MADE_OF) if (folder / MADE_OF).is_file() else {}
+    if "num_steps" in noted:
+        return int(noted["num_steps"])
+    steps = map(step_of, (folder / "checkpoints").glob("step-*"))
+    return max((step for step in steps if step is not None), default=None)
 
 
 _MAY_CHANGE = {"num_steps", "checkpoint_every", "sample_every"}
@@ -125,7 +146,8 @@ def run_stage(
 ) -> Generator[int, None, bool]:
     """Train `stage` to its last step, resuming what `folder` holds; yields each step done.
 
-    Returns whether it is finished.
+    Returns whether it is finished. Networks that are there already are not written again: other versions of
+    libraries write other files, which whoever learnt from these would not know.
 
     Stops early, with a checkpoint, when `time.monotonic()` is past `deadline`, and at Ctrl-C or SIGTERM,
     which end the program. On the way out the modules hold the moving average of the weights; finished ones
@@ -159,6 +181,9 @@ def run_stage(
             for index, parameter in enumerate(parameters)
         ]
         step = saved = average.num_updates = int(state["step"])
+    was_finished = step == config.num_steps == steps_of_networks(folder) and all(
+        (folder / name).is_dir() for name in stage.networks
+    )
 
     def save() -> None:
         nonlocal saved
@@ -220,10 +245,10 @@ def run_stage(
             raise SystemExit(exit_code(interrupted()))
     average.swap(parameters)
     finished = step == config.num_steps
-    if finished:
+    if finished and not was_finished:
         stage.sample(folder / "sample-last.png")
         stage.save(folder)
-        write_json(folder / MADE_OF, stage.made_of)
+        write_json(folder / MADE_OF, {"num_steps": step, **stage.made_of})
     return finished
 
 

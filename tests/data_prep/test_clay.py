@@ -332,7 +332,7 @@ def test_what_is_worn_can_be_seen(class_noun: str) -> None:
         assert (count > 20) == (worn is not None), (worn, count)
 
 
-def fake_shards(folder: Path, count: int) -> None:
+def fake_shards(folder: Path, count: int, *, seed: int = 0) -> None:
     """Finished shards as rendering leaves them, with pictures that are no more than an end."""
     (folder / "images").mkdir(parents=True)
     (folder / "shards").mkdir()
@@ -342,7 +342,7 @@ def fake_shards(folder: Path, count: int) -> None:
             name = f"images/{number:06d}.jpg"
             (folder / name).write_bytes(b"\xff\xd8\xff\xd9")
             index = number // 3
-            identity, views = dataset.draw(0, index)
+            identity, views = dataset.draw(seed, index)
             told = dataset.describe(identity, views[number % 3][0])
             rows.append({"file_name": name, "identity_index": index, **told})
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -395,16 +395,32 @@ def test_a_world_is_read_when_all_of_it_is_rendered(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No pictures .* finetune clay render"):
         dataset.read_metadata(tmp_path)
     fake_shards(tmp_path, 2)
-    with pytest.raises(DataError, match="is not finished"):
+    with pytest.raises(DataError, match="not finished.* --num-pictures 192 --seed 0$"):
         dataset.read_metadata(tmp_path)
-    assert list(dataset.render_dataset(tmp_path, num_pictures=96, seed=0)) == [96]
-    assert len(dataset.read_metadata(tmp_path)) == 96
+    with pytest.raises(DataError, match="192 pictures, more than 96.* --num-pictures 192"):
+        next(dataset.render_dataset(tmp_path, num_pictures=96, seed=0))
     assert list(dataset.render_dataset(tmp_path, num_pictures=100, seed=0)) == [192]
     rows = dataset.read_metadata(tmp_path)
     assert [row["file_name"] for row in rows] == [f"images/{i:06d}.jpg" for i in range(192)]
     (tmp_path / "metadata.jsonl").write_text("{")
     with pytest.raises(DataError, match=r"metadata\.jsonl is not what was written"):
         dataset.read_metadata(tmp_path)
+
+
+def test_a_world_is_mended_by_the_command_that_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another seed, of which some shards are not there yet."""
+    monkeypatch.setattr(dataset, "require_renderer", lambda: None)
+    folder = tmp_path / "my world"
+    assert dataset.render_command(folder) == f"finetune clay render '{folder}'"
+    fake_shards(folder, 1, seed=5)
+    assert next(dataset.render_dataset(folder, num_pictures=200, seed=5)) == 96
+    expected = f"finetune clay render '{folder}' --num-pictures 288 --seed 5"
+    assert dataset.render_command(folder) == expected
+    with pytest.raises(DataError, match="another world than seed 0"):
+        next(dataset.render_dataset(folder, num_pictures=400, seed=0))
+    assert dataset.render_command(folder) == expected
 
 
 def test_metadata_goes_before_rendering_begins_and_stays_where_it_is_refused(
