@@ -141,7 +141,8 @@ def flat_pictures(count: int = 40) -> Pictures:
             color = np.array(world.COLORS[identity.color]) ** (1 / 2.2) * 255
             pixels.append(np.broadcast_to(color.astype(np.uint8), (32, 32, 3)))
             truths.append((identity, replace(view, style="photo")))
-    return Pictures(np.stack(pixels), [["a"]] * len(truths), truths, "flat")
+    covers = np.zeros((len(truths), 2, 8, 8), np.uint8)
+    return Pictures(np.stack(pixels), [["a"]] * len(truths), truths, covers, "flat")
 
 
 def small(num_steps: int) -> JudgeConfig:
@@ -186,7 +187,7 @@ def test_half_of_the_pairs_are_subjects_of_one_class() -> None:
 def test_views_without_a_partner_are_refused() -> None:
     lone = flat_pictures(2)
     with pytest.raises(DataError, match="render more"):
-        JudgeStage(small(1), Pictures(lone.pixels[:1], lone.captions[:1], lone.truths[:1], "one"))
+        JudgeStage(small(1), replace(lone, pixels=lone.pixels[:1], truths=lone.truths[:1]))
 
 
 def test_half_of_the_pictures_are_mirrored() -> None:

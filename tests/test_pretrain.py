@@ -33,7 +33,7 @@ from finetune.optim import ExponentialMovingAverage, learning_rate_factor
 from finetune.pretrain.autoencoder import AutoencoderConfig, AutoencoderStage
 from finetune.pretrain.contrast import ContrastConfig, ContrastStage, contrastive_loss
 from finetune.pretrain.data import Pictures
-from finetune.pretrain.denoiser import DenoiserConfig
+from finetune.pretrain.denoiser import DenoiserConfig, cell_weights
 from finetune.pretrain.judge import JudgeConfig
 from finetune.pretrain.linear_start import principal_components, start_linear
 from finetune.pretrain.loss_log import LossLog
@@ -52,7 +52,9 @@ def smooth_pictures(count: int = 48, size: int = 64) -> Pictures:
         waves.append(((wave * 0.5 + 0.5) * 255).astype(np.uint8))
     view = View("in the snow", "day", "photo", None, Pose(), 0, 0, 3, (0, 0, 0), 0, 0)
     identity = Identity("dog", "red", "plain", "blue", 0, 0)
-    return Pictures(np.stack(waves), [["a dog"]] * count, [(identity, view)] * count, "waves")
+    covers = np.zeros((count, 2, 8, 8), np.uint8)
+    truths = [(identity, view)] * count
+    return Pictures(np.stack(waves), [["a dog"]] * count, truths, covers, "waves")
 
 
 def test_principal_components_equal_numpy_s_svd() -> None:
@@ -212,6 +214,19 @@ def test_losses_are_a_table_that_goes_on_where_the_checkpoint_was(tmp_path: Path
         step, seconds, loss = path.read_text().removeprefix(whole).split(",")
         assert (step, loss) == ("100", "1.00000\n")
         assert 1000 <= int(seconds) < 2000
+
+
+def test_cells_of_the_subject_weigh_more_by_hand() -> None:
+    """Latents of 2 x 2: a quarter of the first cell is subject, half of that worn; the last is subject."""
+    covers = np.zeros((1, 2, 8, 8), np.uint8)
+    covers[0, 0, :2, :2] = covers[0, 0, 4:, 4:] = 255
+    covers[0, 1, :2, :1] = 255
+    config = DenoiserConfig(**COMMON, subject_weight=4, worn_weight=8)
+    weights = cell_weights(config, covers, (2, 2))[0]
+    expected = torch.tensor([[1 + 4 / 4 + 8 / 8, 1.0], [1.0, 1 + 4.0]])
+    torch.testing.assert_close(weights, expected / expected.mean())
+    plain = cell_weights(DenoiserConfig(**COMMON, subject_weight=0, worn_weight=0), covers, (2, 2))
+    assert (plain == 1).all()
 
 
 COMMON = {"num_steps": 1, "batch_size": 2, "learning_rate": 1e-3}

@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 
 from data_prep.clay import world
-from data_prep.clay.dataset import METADATA, describe
+from data_prep.clay.dataset import METADATA, cover_to_json, describe
 from finetune.checkpoint import load_checkpoint
 from finetune.config import apply_overrides, read_yaml, validate
 from finetune.errors import ArtifactError, CheckpointError, ConfigError, DataError
 from finetune.files import claimed
+from finetune.pretrain.denoiser import DenoiserStage
 from finetune.pretrain.recipe import (
     STAGES,
     TRAINED,
@@ -55,7 +56,9 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"images/{index:06d}.jpg"
         Image.fromarray(((wave * 0.5 + 0.5) * 255).astype(np.uint8)).save(folder / name)
         captions = [world.caption(identity, view, rng) for _ in range(2)]
-        rows.append({"file_name": name, "captions": captions, **describe(identity, view)})
+        cover = cover_to_json(np.random.default_rng(index).uniform(0, 1, (2, 8, 8)))
+        row = {"file_name": name, "captions": captions, **describe(identity, view), "cover": cover}
+        rows.append(row)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / METADATA).write_text(text)
     return folder
@@ -142,6 +145,26 @@ def test_all_stages_make_a_base_that_plain_diffusers_runs(finished: PretrainConf
     assert DualEncoder.from_pretrained(config.scorer_output).image_size == 64
     told = Judge.from_pretrained(config.judge_output).tell([picture])
     assert told[0]["class"] in world.CLASSES
+
+
+def test_the_denoiser_is_shown_what_is_worn_more_often(own: PretrainConfig) -> None:
+    captions = [
+        json.loads(x)["captions"] for x in (own.pictures / METADATA).read_text().splitlines()
+    ]
+
+    def share(worn_share: float) -> float:
+        config = own.model_copy(deep=True)
+        config.denoiser.worn_share, config.denoiser.batch_size = worn_share, 500
+        stage = build_stage("denoiser", config)
+        assert isinstance(stage, DenoiserStage)
+        drawn = stage.draw(generator_for(0, "test")).T.tolist()
+        return sum(" wearing " in captions[picture][place] for picture, place in drawn) / 500
+
+    naturally = sum(" wearing " in text for row in captions for text in row) / (2 * NUM_PICTURES)
+    assert 0.05 < naturally < 0.5
+    assert share(0) == pytest.approx(naturally, abs=0.07)
+    assert share(0.4) == pytest.approx(0.4 + 0.6 * naturally, abs=0.07)
+    assert share(1) == 1
 
 
 def test_a_stage_names_the_one_that_is_missing(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep.clay import world
 from data_prep.errors import DataError
 
@@ -30,6 +32,8 @@ ASKED = "world.json"
 """Beside the shards: the seed and the number of pictures that were asked for last."""
 VIEWS_PER_IDENTITY = 3
 CAPTIONS_PER_PICTURE = 4
+COVER_CELLS = 8
+"""Squares a side in which a row tells what the subject covers."""
 _IDENTITIES_PER_SHARD = 32
 PICTURES_PER_SHARD = VIEWS_PER_IDENTITY * _IDENTITIES_PER_SHARD
 
@@ -85,8 +89,23 @@ def _write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def cover_to_json(cover: np.ndarray) -> dict[str, str]:
+    """What `render_cover` gives, for a metadata row: bytes of the squares, row by row, in hex digits."""
+    subject, worn = (np.clip(cover, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return {"subject": subject.tobytes().hex(), "worn": worn.tobytes().hex()}
+
+
+def cover_from_json(values: dict[str, str]) -> np.ndarray:
+    """[2, cells, cells] as bytes: what of each square shows the subject, and what it wears.
+
+    Raises `ValueError` or `KeyError` for what `cover_to_json` has not made.
+    """
+    rows = [np.frombuffer(bytes.fromhex(values[name]), np.uint8) for name in ("subject", "worn")]
+    return np.stack(rows).reshape(2, COVER_CELLS, COVER_CELLS)
+
+
 def _render_shard(job: tuple[Path, int, range]) -> int:
-    from data_prep.clay.render import build_model, encode_jpeg, render
+    from data_prep.clay.render import build_model, encode_jpeg, render, render_cover
 
     folder, seed, indices = job
     rows = []
@@ -105,6 +124,7 @@ def _render_shard(job: tuple[Path, int, range]) -> int:
                     "captions": captions,
                     "identity_index": index,
                     **describe(identity, view),
+                    "cover": cover_to_json(render_cover(model, view, cells=COVER_CELLS)),
                 }
             )
     text = "".join(json.dumps(row) + "\n" for row in rows)

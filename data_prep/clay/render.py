@@ -13,7 +13,7 @@ import functools
 import io
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -253,6 +253,34 @@ def render_mask(model: Model, view: View, *, size: int = SIZE) -> Image.Image:
     shape = mi.load_dict({"type": "path", "max_depth": 2, "hide_emitters": True})
     seen = np.array(mi.render(mi.load_dict(alone), integrator=shape, spp=16, seed=view.seed))
     return Image.fromarray((np.clip(seen[..., 3], 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def render_cover(model: Model, view: View, *, cells: int = 8) -> Array:
+    """What share of each square of `render`'s picture the subject covers, and what it wears.
+
+    [2, cells, cells] in 0 ... 1. What is worn is a white thing on a black subject under a white sky, so it
+    counts a little less where the subject shades it.
+    """
+    mi = _mitsuba()
+    black = replace(
+        model,
+        identity=replace(model.identity, color="red"),  # black ones have bright eyes
+        colors=np.zeros_like(model.colors),
+        fixed=[(mesh, (0.0, 0.0, 0.0)) for mesh, _ in model.fixed],
+    )
+    if view.accessory is not None:
+        view = replace(view, accessory=(view.accessory[0], "white"))
+    alone = {
+        "type": "scene",
+        "sensor": _sensor(view, size=4 * cells),
+        "sky": {"type": "constant"},
+        **_subject_objects(black, view),
+    }
+    shape = mi.load_dict({"type": "path", "max_depth": 2, "hide_emitters": True})
+    seen = np.array(mi.render(mi.load_dict(alone), integrator=shape, spp=6, seed=view.seed))
+    worn = seen[..., 0] if view.accessory is not None else np.zeros_like(seen[..., 0])
+    both = np.clip(np.stack([seen[..., 3], worn]), 0, 1)
+    return both.reshape(2, cells, 4, cells, 4).mean((2, 4))
 
 
 def encode_jpeg(picture: Image.Image) -> bytes:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from data_prep.clay.dataset import METADATA, read_metadata, render_command
+from data_prep.clay.dataset import METADATA, cover_from_json, read_metadata, render_command
 from data_prep.clay.world import Identity, View
 from finetune.checkpoint import needed_bytes
 from finetune.dual_encoder import DualEncoder
@@ -33,7 +33,8 @@ class Pictures:
     captions: list[list[str]]
     truths: list[tuple[Identity, View]]
     """Who and what each picture shows, to caption it anew."""
-
+    covers: np.ndarray
+    """[N, 2, cells, cells] as bytes: what of each square shows the subject, and what it wears."""
     fingerprint: str
     """SHA-256 of what is known of them."""
 
@@ -54,8 +55,8 @@ def _read_picture(path: Path, folder: Path) -> np.ndarray:
         ) from error
 
 
-Known = tuple[Path, list[str], tuple[Identity, View]]
-"""A picture's file, its captions, who and what it shows."""
+Known = tuple[Path, list[str], tuple[Identity, View], np.ndarray]
+"""A picture's file, its captions, who and what it shows, and where."""
 
 
 def _known(folder: Path, rows: list[dict[str, Any]]) -> list[Known]:
@@ -64,7 +65,8 @@ def _known(folder: Path, rows: list[dict[str, Any]]) -> list[Known]:
     for number, row in enumerate(rows, 1):
         try:
             truth = Identity.from_dict(row["identity"]), View.from_dict(row["view"])
-            known.append((folder / row["file_name"], [*row["captions"]], truth))
+            where = cover_from_json(row["cover"])
+            known.append((folder / row["file_name"], [*row["captions"]], truth, where))
         except (KeyError, TypeError, ValueError) as error:
             what = f"has no {error}" if isinstance(error, KeyError) else f"is another: {error}"
             raise DataError(
@@ -83,7 +85,7 @@ def load_pictures(folder: Path) -> Pictures:
     """
     rows, pixels = read_metadata(folder), list[np.ndarray]()
     known = _known(folder, rows)
-    for path, _, _ in tqdm(known, desc="reading pictures", mininterval=5):
+    for path, *_ in tqdm(known, desc="reading pictures", mininterval=5):
         pixels.append(_read_picture(path, folder))
         if pixels[-1].shape != pixels[0].shape:
             (height, width, _), first = pixels[-1].shape, pixels[0].shape
@@ -91,9 +93,12 @@ def load_pictures(folder: Path) -> Pictures:
                 f"{path} has {width} x {height} pixels, not {first[1]} x {first[0]} as the pictures before "
                 f"it. Remove it and render once more: {render_command(folder)}"
             )
-    told = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    _, captions, truths = zip(*known, strict=True)
-    return Pictures(np.stack(pixels), list(captions), list(truths), told)
+    own = [
+        {key: row[key] for key in row if key != "cover"} for row in rows
+    ]  # it follows from the view
+    told = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+    _, captions, truths, covers = zip(*known, strict=True)
+    return Pictures(np.stack(pixels), list(captions), list(truths), np.stack(covers), told)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from finetune.diffusion import DiscreteDiffusion
 from finetune.files import atomic_folder
 from finetune.pretrain.autoencoder import picture_error
 from finetune.pretrain.data import Encoded, Pictures
-from finetune.pretrain.denoiser import noise_scheduler
 from finetune.pretrain.stage import CPU, StageConfig, save_rows, to_uint8
 from finetune.pretrain.tokenizer import tokenize
+from finetune.pretrain.unet import noise_scheduler
 
 
 class DecoderConfig(StageConfig):

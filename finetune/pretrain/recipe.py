@@ -23,11 +23,12 @@ from finetune.pretrain.autoencoder import AutoencoderConfig, AutoencoderStage
 from finetune.pretrain.contrast import ContrastConfig, ContrastStage
 from finetune.pretrain.data import Pictures, load_pictures
 from finetune.pretrain.decoder import DecoderConfig, DecoderStage
-from finetune.pretrain.denoiser import DenoiserConfig, DenoiserStage, noise_scheduler
+from finetune.pretrain.denoiser import DenoiserConfig, DenoiserStage
 from finetune.pretrain.judge import JudgeConfig, JudgeStage
 from finetune.pretrain.made import Made
 from finetune.pretrain.stage import Stage, run_stage
 from finetune.pretrain.tokenizer import build_tokenizer
+from finetune.pretrain.unet import noise_scheduler
 
 TRAINED = ("autoencoder", "contrast", "judge", "denoiser", "decoder")
 STAGES = (*TRAINED, "assemble")
@@ -85,6 +86,7 @@ def _denoiser_stage(
     return DenoiserStage(
         config.denoiser,
         pictures.captions,
+        pictures.covers,
         made.encoded(vae, clip, pictures, device=device),
         vae,
         text_encoder_of(clip),

@@ -8,6 +8,7 @@ import json
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -330,6 +331,35 @@ def test_what_is_worn_can_be_seen(class_noun: str) -> None:
         seen = view("on a white background", "photo", worn and (worn, "red"))
         count = int(reddish(render(model, seen, size=64, samples_per_pixel=2)).sum())
         assert (count > 20) == (worn is not None), (worn, count)
+
+
+@NEEDS_MITSUBA
+@pytest.mark.parametrize("worn", ["hat", "bag"])
+def test_the_cover_is_where_the_subject_and_what_it_wears_change_the_picture(worn: str) -> None:
+    from data_prep.clay.render import build_model, render, render_cover, render_mask
+
+    model = build_model(plain("bear", "black", "plain", "blue"))
+    seen = {name: view("on a white background", "photo", (worn, name)) for name in ("red", "blue")}
+    subject, thing = render_cover(model, seen["red"])
+    squares = np.asarray(render_mask(model, seen["red"]), float).reshape(8, 16, 8, 16) / 255
+    np.testing.assert_allclose(subject, squares.mean((1, 3)), atol=0.07)
+    pictures = [
+        np.asarray(render(model, at, size=64, samples_per_pixel=4), float) for at in seen.values()
+    ]
+    changed = np.abs(pictures[0] - pictures[1]).max(-1) > 60
+    shares = changed.reshape(8, 8, 8, 8).mean((1, 3))
+    assert thing.sum() == pytest.approx(shares.sum(), rel=0.35)
+    assert np.corrcoef(thing.ravel(), shares.ravel())[0, 1] > 0.95
+    assert not render_cover(model, replace(seen["red"], accessory=None))[1].any()
+
+
+def test_a_cover_is_read_back_from_its_row() -> None:
+    cover = np.random.default_rng(0).uniform(-0.1, 1.1, (2, 8, 8))
+    stored = json.loads(json.dumps(dataset.cover_to_json(cover)))
+    again = dataset.cover_from_json(stored)
+    np.testing.assert_allclose(again / 255, np.clip(cover, 0, 1), atol=0.5 / 255 + 1e-9)
+    with pytest.raises(ValueError, match="reshape"):
+        dataset.cover_from_json({**stored, "worn": stored["worn"][:-2], "subject": "00" * 63})
 
 
 def fake_shards(folder: Path, count: int, *, seed: int = 0) -> None:
