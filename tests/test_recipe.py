@@ -153,9 +153,9 @@ def test_the_denoiser_is_shown_what_is_worn_more_often(own: PretrainConfig) -> N
     ]
 
     def share(worn_share: float) -> float:
-        config = own.model_copy(deep=True)
-        config.denoiser.worn_share, config.denoiser.batch_size = worn_share, 500
-        stage = build_stage("denoiser", config)
+        told = {"worn_share": worn_share, "batch_size": 500}
+        denoiser = own.denoiser.model_copy(update=told)
+        stage = build_stage("denoiser", own.model_copy(update={"denoiser": denoiser}))
         assert isinstance(stage, DenoiserStage)
         drawn = stage.draw(generator_for(0, "test")).T.tolist()
         return sum(" wearing " in captions[picture][place] for picture, place in drawn) / 500
