@@ -241,8 +241,8 @@ def render(
     return _stylized(picture, view.style)
 
 
-def render_mask(model: Model, view: View, *, size: int = SIZE) -> Image.Image:
-    """Where the subject is in `render`'s picture, with what it wears: 255 there, 0 elsewhere; mode L."""
+def _render_alone(model: Model, view: View, *, size: int, samples_per_pixel: int) -> Array:
+    """The subject and what it wears under an invisible white sky, [size, size, RGBA]."""
     mi = _mitsuba()
     alone = {
         "type": "scene",
@@ -251,7 +251,13 @@ def render_mask(model: Model, view: View, *, size: int = SIZE) -> Image.Image:
         **_subject_objects(model, view),
     }
     shape = mi.load_dict({"type": "path", "max_depth": 2, "hide_emitters": True})
-    seen = np.array(mi.render(mi.load_dict(alone), integrator=shape, spp=16, seed=view.seed))
+    scene = mi.load_dict(alone)
+    return np.array(mi.render(scene, integrator=shape, spp=samples_per_pixel, seed=view.seed))
+
+
+def render_mask(model: Model, view: View, *, size: int = SIZE) -> Image.Image:
+    """Where the subject is in `render`'s picture, with what it wears: 255 there, 0 elsewhere; mode L."""
+    seen = _render_alone(model, view, size=size, samples_per_pixel=16)
     return Image.fromarray((np.clip(seen[..., 3], 0, 1) * 255 + 0.5).astype(np.uint8))
 
 
@@ -261,7 +267,6 @@ def render_cover(model: Model, view: View, *, cells: int = 8) -> Array:
     [2, cells, cells] in 0 ... 1. What is worn is a white thing on a black subject under a white sky, so it
     counts a little less where the subject shades it.
     """
-    mi = _mitsuba()
     black = replace(
         model,
         identity=replace(model.identity, color="red"),  # black ones have bright eyes
@@ -270,14 +275,7 @@ def render_cover(model: Model, view: View, *, cells: int = 8) -> Array:
     )
     if view.accessory is not None:
         view = replace(view, accessory=(view.accessory[0], "white"))
-    alone = {
-        "type": "scene",
-        "sensor": _sensor(view, size=4 * cells),
-        "sky": {"type": "constant"},
-        **_subject_objects(black, view),
-    }
-    shape = mi.load_dict({"type": "path", "max_depth": 2, "hide_emitters": True})
-    seen = np.array(mi.render(mi.load_dict(alone), integrator=shape, spp=6, seed=view.seed))
+    seen = _render_alone(black, view, size=4 * cells, samples_per_pixel=6)
     worn = seen[..., 0] if view.accessory is not None else np.zeros_like(seen[..., 0])
     both = np.clip(np.stack([seen[..., 3], worn]), 0, 1)
     return both.reshape(2, cells, 4, cells, 4).mean((2, 4))
