@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from data_prep.errors import UserError
-from finetune.cli.common import reports_errors
+from finetune.cli.common import check_kind, reports_errors
 
 
 def _distinct_names(paths: list[Path]) -> list[str]:
@@ -95,12 +95,11 @@ def generate(
     from finetune.generate import SamplingConfig, check_sampling, labelled_grid
     from finetune.generate import generate as make
     from finetune.guards import remarks_on_pictures
-    from finetune.prompts import KINDS, read_prompts
+    from finetune.prompts import read_prompts
     from finetune.train import training_device
     from methods import load_method
 
-    if kind not in KINDS:
-        raise UserError(f"--kind: '{kind}' is not one of {', '.join(KINDS)}.")
+    check_kind(kind)
     templates = list(prompt or [])
     if prompts is not None:
         templates += [line.text for line in read_prompts(prompts, field="--prompts").of(kind)]

@@ -108,6 +108,14 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+def check_kind(kind: str) -> None:
+    """Raise `UserError` for a kind of subject that no prompts are for."""
+    from finetune.prompts import KINDS
+
+    if kind not in KINDS:
+        raise UserError(f"--kind: '{kind}' is not one of {', '.join(KINDS)}.")
+
+
 def warn_about_known_word(method: Any, run: Any) -> None:
     """Say so where a token that stands for the subject is a common word."""
     from finetune.words import is_common_word

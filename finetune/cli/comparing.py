@@ -12,6 +12,7 @@ import typer
 from data_prep.errors import UserError
 from finetune.cli.common import (
     Overrides,
+    check_kind,
     config_values,
     reports_errors,
     warn_about_known_word,
@@ -229,12 +230,11 @@ def evaluate(
     from finetune.encoders import ScorersConfig
     from finetune.files import is_reserved, require_new
     from finetune.generate import SamplingConfig
-    from finetune.prompts import KINDS, read_prompts
+    from finetune.prompts import read_prompts
     from finetune.report import write_page
     from finetune.train import training_device
 
-    if kind not in KINDS:
-        raise UserError(f"--kind: '{kind}' is not one of {', '.join(KINDS)}.")
+    check_kind(kind)
     if name is not None and (not is_plain_name(name) or is_reserved(name)):
         raise UserError(f"--name: '{name}' cannot be a folder's name. Choose another.")
     if base is not None and base_pictures is not None:
