@@ -119,6 +119,7 @@ SHARES = [
     ShareCase("difference, equal rates", (1, 9), against=(1, 9)),
     ShareCase("difference, from never to a third against half of that", (1, 9), against=(0.5, 9.5)),
     ShareCase("difference, a few often against few at all", (0.5, 9.5), against=(0.1, 9.5)),
+    ShareCase("difference, nearly all against nearly none", (9.5, 0.5), against=(0.5, 9.5)),
     ShareCase("difference, few at all on both sides", (0.1, 2.4), against=(0.05, 2.4)),
 ]
 

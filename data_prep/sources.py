@@ -67,7 +67,7 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _leads_out(path: Path, folder: Path) -> bool:
+def leads_out(path: Path, folder: Path) -> bool:
     """Whether `path` is, through a link or `..`, outside `folder`. Raises OSError for a bad path."""
     try:
         return not path.resolve().is_relative_to(folder.resolve())
@@ -79,14 +79,14 @@ def _sidecar(picture: Path) -> str | None:
     text = picture.with_suffix(".txt")
     if not text.is_file():
         return None
-    if _leads_out(text, picture.parent):
+    if leads_out(text, picture.parent):
         raise DataError(f"{text} leads out of the folder. Copy it inside.")
     return _read_text(text).strip()
 
 
 def _opener(path: Path, folder: Path) -> Callable[[], Image.Image]:
     def opened() -> Image.Image:
-        if _leads_out(path, folder):
+        if leads_out(path, folder):
             raise Unreadable("it is a link out of the folder", "Copy the picture itself inside.")
         if not path.exists():
             raise Unreadable("it is a link to nothing", "Copy the picture itself inside.")
@@ -135,7 +135,7 @@ def _from_metadata(folder: Path, config: DataConfig) -> list[Record]:
             ) from error
         picture, shown = folder / name, printable(name)
         try:
-            leads_out, is_file = _leads_out(picture, folder), picture.is_file()
+            leads_out, is_file = leads_out(picture, folder), picture.is_file()
         except OSError:
             leads_out, is_file = False, False
         if leads_out:

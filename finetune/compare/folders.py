@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data_prep.captions import fill_template
 from data_prep.kinds import ALL_SUFFIXES
-from data_prep.sources import printable
+from data_prep.sources import leads_out, printable
 from finetune.errors import ConfigError, DataError
 from finetune.results import Prompt, Role
 
@@ -137,8 +137,8 @@ def _from_metadata(path: Path, prompts: Sequence[Prompt]) -> list[FoundPicture]:
 
 def _lies_in(folder: Path, picture: Path) -> bool:
     try:
-        return picture.resolve().is_relative_to(folder.resolve()) and picture.is_file()
-    except (OSError, ValueError, RuntimeError):  # a name that no file can have, links in a circle
+        return not leads_out(picture, folder) and picture.is_file()
+    except OSError:  # a name that no file can have, links in a circle
         return False
 
 

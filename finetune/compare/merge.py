@@ -189,7 +189,8 @@ def _row_value(row: Row) -> Any:
     if stops["patience"] is not None or stops["keep"] == "recommended":
         stops |= {key: looks.get(key) for key in ("every", "num_images", "limits")}
         judges = looks["scorers"]  # folders of one name hold one network, or encoders differ
-        stops["scorers"] = [Path(name).name for name in (judges["subject"][0], judges["prompt"])]
+        names = (*judges["subject"][:1], judges["prompt"])  # older results do not tell them
+        stops["scorers"] = [Path(name).name for name in names if name]
     return {**values, "settings": {**row.settings, "validation": stops}}
 
 

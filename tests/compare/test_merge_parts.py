@@ -195,10 +195,16 @@ def test_rows_that_learnt_from_other_data_or_were_kept_by_another_rule_are_not_o
         kept(values)
         row(values)["settings"]["validation"]["scorers"]["subject"] = ["/elsewhere/clay-clip"]
 
+    def untold(values: dict[str, Any]) -> None:
+        """As in results from before rows told their validation's scorers."""
+        kept(values)
+        row(values)["settings"]["validation"]["scorers"] = {"subject": [], "prompt": None}
+
     first = changed(one, tmp_path / "kept", kept)
     for folder, change, match in (
         (one, data, r"settings\.data\.unmasked_weight is 1\.0 in the one and 0\.1"),
         (first, limits, r"settings\.validation\.limits\.max_drift is 0\.5 in the one and 9\.0"),
+        (first, untold, r"settings\.validation\.scorers"),
     ):
         with pytest.raises(ArtifactError, match=match):
             join(tmp_path, folder, changed(folder, tmp_path / change.__name__, change))
