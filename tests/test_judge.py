@@ -159,7 +159,7 @@ def small(num_steps: int) -> JudgeConfig:
 
 def test_batches_hold_pairs_of_views_and_lone_pictures() -> None:
     stage = JudgeStage(small(1), flat_pictures())
-    indices, identities = stage._batch(torch.Generator().manual_seed(0))
+    indices, identities = stage.draw(torch.Generator().manual_seed(0))
     assert len(indices) == len(identities) == 32
     paired = identities >= 0
     assert int(paired.sum()) == 24
@@ -175,13 +175,30 @@ def test_half_of_the_pairs_are_subjects_of_one_class() -> None:
     generator = torch.Generator().manual_seed(0)
     seen = set()
     for _ in range(20):
-        indices, identities = stage._batch(generator)
+        indices, identities = stage.draw(generator)
         pairs = indices[identities >= 0].tolist()
         nouns = Counter(stage.pictures.truths[index][0].class_noun for index in pairs)
         noun, count = nouns.most_common(1)[0]
         assert count >= 12  # Of 24 pictures, six pairs at least.
         seen.add(noun)
     assert len(seen) > 6
+
+
+def test_lone_pictures_wear_something_more_often() -> None:
+    pictures = flat_pictures(400)
+    naturally = np.mean([view.accessory is not None for _, view in pictures.truths])
+    assert 0.05 < naturally < 0.5
+
+    def share(worn_share: float) -> float:
+        config = small(1).model_copy(update={"worn_share": worn_share, "batch_size": 800})
+        stage = JudgeStage(config, pictures)
+        indices, identities = stage.draw(torch.Generator().manual_seed(0))
+        alone = indices[identities < 0].tolist()
+        return float(np.mean([pictures.truths[i][1].accessory is not None for i in alone]))
+
+    assert share(0) == pytest.approx(naturally, abs=0.1)
+    assert share(0.75) == pytest.approx(0.75 + 0.25 * naturally, abs=0.1)
+    assert share(1) == 1
 
 
 def test_views_without_a_partner_are_refused() -> None:

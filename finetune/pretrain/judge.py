@@ -62,6 +62,9 @@ class JudgeConfig(StageConfig):
     """Pictures grow or shrink by up to this share."""
     max_shift: float = Field(0.08, ge=0, lt=1)
     """Pictures are moved by up to this share of their width."""
+    worn_share: float = Field(0.75, ge=0, le=1)
+    """Share, of the pictures that are in no pair, drawn from those with something worn. Of all it is one in
+    five, and a judge that learns so sees nothing worn where it is in doubt."""
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> JudgeConfig:
@@ -143,6 +146,8 @@ class JudgeStage:
             torch.tensor([index for index, other in enumerate(nouns) if other == noun])
             for noun in sorted(set(nouns))
         ]
+        worn = [i for i, (_, view) in enumerate(pictures.truths) if view.accessory is not None]
+        self.worn = torch.tensor(worn, dtype=torch.long)
         self.judge = Judge(
             labels=LABELS,
             image_size=pictures.pixels.shape[1],
@@ -154,7 +159,7 @@ class JudgeStage:
         self.modules = nn.ModuleDict({"judge": self.judge}).to(device)
         self.made_of = {"pictures": pictures.fingerprint}
 
-    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Indices of pictures [B] and whose they are [B]: pairs of views, and lone ones of any style."""
         pairs = self.config.batch_size * 3 // 8
         alike = self.alike[int(torch.randint(len(self.alike), (), generator=generator))]
@@ -169,6 +174,10 @@ class JudgeStage:
                 identities.append(index)
         alone = self.config.batch_size - len(indices)
         lone = torch.randint(len(self.pictures.pixels), (alone,), generator=generator)
+        if len(self.worn):
+            chosen = torch.rand(alone, generator=generator) < self.config.worn_share
+            places = torch.randint(len(self.worn), (alone,), generator=generator)
+            lone = torch.where(chosen, self.worn[places], lone)
         return (
             torch.cat([torch.tensor(indices), lone]),
             torch.cat([torch.tensor(identities), -1 - torch.arange(alone)]),
@@ -193,7 +202,7 @@ class JudgeStage:
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean cross-entropy of the attributes and the contrast; shares of right answers."""
-        indices, identities = self._batch(generator)
+        indices, identities = self.draw(generator)
         pixels = self._moved(self.pictures.pixel_values(indices), generator)
         pixels = pixels.contiguous(memory_format=torch.channels_last).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
