@@ -135,10 +135,10 @@ def _from_metadata(folder: Path, config: DataConfig) -> list[Record]:
             ) from error
         picture, shown = folder / name, printable(name)
         try:
-            leads_out, is_file = leads_out(picture, folder), picture.is_file()
+            is_outside, is_file = leads_out(picture, folder), picture.is_file()
         except OSError:
-            leads_out, is_file = False, False
-        if leads_out:
+            is_outside, is_file = False, False
+        if is_outside:
             raise DataError(
                 f"{path}, line {number}: {shown} leads out of the folder. Copy it inside."
             )

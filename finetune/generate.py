@@ -43,7 +43,7 @@ class SamplingConfig(Section):
     Flow-matching bases (SD3, FLUX) are sampled by Euler steps along the flow, whatever stands here."""
     num_steps: int = Field(25, gt=0, le=1000)
     """Denoising steps; DDPM wants hundreds, the others 20 to 50."""
-    guidance_scale: float = Field(4.0, ge=0)
+    guidance_scale: float = Field(3.0, ge=0)
     """Classifier-free guidance (Ho & Salimans 2022); 1 or less switches it off. FLUX.1 dev is told it."""
     negative_prompt: str = ""
     """What pictures are steered away from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.clay.world import CLASSES, PLACES, with_article
+from data_prep.clay.world import CLASSES, COLORS, PLACES, with_article
 from finetune.base import BaseConfig, load_base
-from finetune.bases import embedded_bases
-from finetune.encoders import EMBEDDED_CLIP, Encoder, load_encoder
+from finetune.bases import EMBEDDED, embedded_bases
+from finetune.encoders import EMBEDDED_CLIP, EMBEDDED_JUDGE, Encoder, load_encoder
 from finetune.generate import SamplingConfig, generate
+from finetune.judge import Judge
 from finetune.results import REFERENCE_ROWS, read_results
 from finetune.scores import Views, cosines, real_similarity
 
 ROOT = Path(__file__).resolve().parents[1]
-SUBJECTS = sorted(p.name for p in (ROOT / "examples" / "subjects").iterdir() if p.is_dir())
+EXAMPLES = ROOT / "examples" / "subjects"
+SUBJECTS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +35,20 @@ def scorer() -> Encoder:
     return load_encoder(EMBEDDED_CLIP)
 
 
-def test_weights_are_half_precision_files_of_at_most_80_megabytes() -> None:
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge.from_pretrained(EMBEDDED / EMBEDDED_JUDGE)
+
+
+@pytest.mark.parametrize(
+    ("names", "megabytes"), [(("clay", EMBEDDED_CLIP), 80), ((EMBEDDED_JUDGE,), 10)]
+)
+def test_weights_are_small_half_precision_files(names: tuple[str, ...], megabytes: int) -> None:
     from safetensors import safe_open
 
-    folder = embedded_bases()["clay"]
-    scorer_folder = folder.parent / "clay-clip"
-    files = [*folder.rglob("*.safetensors"), *scorer_folder.rglob("*.safetensors")]
-    assert sum(path.stat().st_size for path in files) <= 80_000_000
+    files = [path for name in names for path in (EMBEDDED / name).rglob("*.safetensors")]
+    assert len(files) >= len(names)
+    assert sum(path.stat().st_size for path in files) <= megabytes * 1_000_000
     for path in files:
         with safe_open(path, "pt") as content:
             kinds = {content.get_slice(key).get_dtype() for key in content.keys()}  # noqa: SIM118
@@ -63,48 +73,47 @@ def test_the_rare_token_is_one_token() -> None:
     assert tokenizer.tokenize("a sks dog") == ["a</w>", "sks</w>", "dog</w>"]
 
 
-def known(phrases: tuple[str, ...]) -> tuple[str, ...]:
-    """The phrases whose words the shipped networks were trained on."""
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(embedded_bases()["clay"] / "tokenizer")
-    vocabulary = tokenizer.get_vocab()
-    return tuple(p for p in phrases if all(f"{word}</w>" in vocabulary for word in p.split()))
-
-
-def test_pictures_answer_to_the_place(clay: Any, scorer: Encoder) -> None:
-    places = known(PLACES)
-    prompts = [f"a photo of a car {place}" for place in places]
-    sampling = SamplingConfig(num_steps=20, batch_size=10)
-    images = generate(clay, prompts, list(range(len(places))), sampling)
-    told = (scorer.embed_images(images) @ scorer.embed_texts(prompts).T).argmax(1)
-    assert float((told == torch.arange(len(places))).float().mean()) >= 0.7
+def test_pictures_show_what_prompts_say(clay: Any, judge: Judge) -> None:
+    rng, colors = random.Random(0), list(COLORS)
+    asked = [(noun, rng.choice(colors), rng.choice(PLACES)) for noun in CLASSES]
+    prompts = [
+        f"a photo of {with_article(f'{color} {noun}')} {place}" for noun, color, place in asked
+    ]
+    sampling = SamplingConfig(num_steps=20, batch_size=9)
+    told = judge.tell(generate(clay, prompts, list(range(len(prompts))), sampling))
+    for index, attribute, least in ((0, "class", 0.8), (1, "color", 0.8), (2, "place", 0.9)):
+        right = [seen[attribute] == words[index] for seen, words in zip(told, asked, strict=True)]
+        assert sum(right) / len(right) >= least, (attribute, right)
 
 
-def test_scorer_tells_the_example_subjects_classes(scorer: Encoder) -> None:
-    nouns = known(CLASSES)
-    captions = scorer.embed_texts([f"a photo of {with_article(noun)}" for noun in nouns])
-    right = total = 0
+def test_scorer_and_judge_tell_the_example_subjects(scorer: Encoder, judge: Judge) -> None:
+    captions = scorer.embed_texts([f"a photo of {with_article(noun)}" for noun in CLASSES])
+    by_scorer, by_judge = list[bool](), dict[str, list[bool]]()
     for name in SUBJECTS:
-        folder = ROOT / "examples" / "subjects" / name
-        rows = [json.loads(x) for x in (folder / "metadata.jsonl").read_text().splitlines()]
-        assert len(rows) == 5
-        assert len(list((folder / "held_out").glob("*.jpg"))) == 8
-        images = [Image.open(path) for path in sorted(folder.rglob("*.jpg"))]
-        told = (scorer.embed_images(images) @ captions.T).argmax(1)
-        right += int((told == nouns.index(rows[0]["identity"]["class_noun"])).sum())
-        total += len(images)
-    assert right / total >= 0.7
+        for folder, count in ((EXAMPLES / name, 5), (EXAMPLES / name / "held_out", 8)):
+            rows = [json.loads(x) for x in (folder / "metadata.jsonl").read_text().splitlines()]
+            assert len(rows) == count
+            images = [Image.open(folder / row["file_name"]) for row in rows]
+            nearest = (scorer.embed_images(images) @ captions.T).argmax(1).tolist()
+            for row, index, told in zip(rows, nearest, judge.tell(images), strict=True):
+                identity = row["identity"]
+                noun = identity["class_noun"]
+                truth = {"class": noun, "color": identity["color"], "place": row["place"]}
+                by_scorer.append(CLASSES[index] == noun)
+                for attribute, value in truth.items():
+                    by_judge.setdefault(attribute, []).append(told[attribute] == value)
+    assert sum(by_scorer) / len(by_scorer) >= 0.8
+    for attribute, right in by_judge.items():
+        assert sum(right) / len(right) >= 0.85, attribute
 
 
 def test_views_of_a_subject_are_nearer_to_each_other_than_to_other_subjects(
-    scorer: Encoder,
+    judge: Judge,
 ) -> None:
     views = {}
     for name in SUBJECTS:
-        folder = ROOT / "examples" / "subjects" / name / "held_out"
-        paths = sorted(folder.glob("*.jpg"))
-        vectors = scorer.embed_images([Image.open(path) for path in paths])
+        paths = sorted((EXAMPLES / name / "held_out").glob("*.jpg"))
+        vectors = judge.embed_images([Image.open(path) for path in paths])
         views[name] = Views.of(vectors, [path.name for path in paths])
     for name, mine in views.items():
         ceiling = real_similarity(mine).mean

@@ -447,7 +447,7 @@ def test_a_folder_of_other_pictures_is_refused(tmp_path: Path, text: str, told: 
 def test_the_folder_of_a_subject_is_no_world() -> None:
     from finetune.pretrain.data import load_pictures
 
-    with pytest.raises(DataError, match="row 1 has no 'pose'.*`finetune clay render` wrote"):
+    with pytest.raises(DataError, match="row 1 has no 'cover'.*`finetune clay render` wrote"):
         load_pictures(ROOT / "examples" / "subjects" / "dog")
 
 

@@ -123,7 +123,7 @@ SUBJECTS = FILE.parents[1] / "examples" / "subjects"
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--subjects", "dog", "zebra"], "no zebra in .* which holds bear, cat, dog"),
+        (["--subjects", "dog", "zebra"], "no zebra in .* which holds cat, dog, duck"),
         (["--folder", "nowhere"], "no subject in nowhere, which holds none"),
         (["--methods", "lora", "training.num_step=3"], "Did you mean 'num_steps'"),
         (["--method", "lora", "--unknown"], "unrecognized arguments: --unknown"),

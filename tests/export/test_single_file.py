@@ -197,7 +197,9 @@ def test_the_embedded_base_goes_there_and_back(tmp_path: Path, make_artifact: An
     base = load_base(BaseConfig(source="clay"))
     made = make_artifact(base, "dreambooth")
     done = export_artifact(made.folder, "single-file", tmp_path / "clay.safetensors")
-    assert "8 channels scaled by 0.65 and v-prediction" in done.remarks[0]
+    vae = base.modules["vae"].config
+    latents = f"{vae.latent_channels} channels scaled by {vae.scaling_factor} and v-prediction"
+    assert latents in done.remarks[0]
     assert_same_weights(done.path, made.folder)
 
 
