@@ -149,3 +149,13 @@ def encode(
         deviations.append(moments.std.half().cpu())
         features.append(vision(pixels).last_hidden_state.half().cpu())
     return Encoded(torch.cat(means), torch.cat(deviations), torch.cat(features))
+
+
+def with_share_of(among: Tensor, drawn: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """`drawn` [..., B], each replaced with the chance `share` by one of `among` [..., N], if there is any."""
+    count, num = drawn.shape[-1], among.shape[-1]
+    if not num:
+        return drawn
+    chosen = torch.rand(count, generator=generator) < share
+    places = torch.randint(num, (count,), generator=generator)
+    return torch.where(chosen, among[..., places], drawn)

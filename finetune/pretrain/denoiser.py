@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from finetune.diffusion import DiscreteDiffusion
 from finetune.errors import ConfigError
 from finetune.files import atomic_folder
-from finetune.pretrain.data import Encoded
+from finetune.pretrain.data import Encoded, with_share_of
 from finetune.pretrain.stage import CPU, StageConfig, save_rows, to_uint8
 from finetune.pretrain.tokenizer import tokenize
 from finetune.pretrain.unet import Alignment, build_unet, noise_scheduler
@@ -149,7 +149,7 @@ class DenoiserStage:
             for place, text in enumerate(texts)
             if " wearing " in text
         ]
-        self.of_worn = torch.tensor(of_worn, dtype=torch.long).view(-1, 2)
+        self.of_worn = torch.tensor(of_worn, dtype=torch.long).view(-1, 2).T
         self.cell_weights = cell_weights(config, covers, (height, width))
 
     def draw(self, generator: torch.Generator) -> Tensor:
@@ -158,11 +158,7 @@ class DenoiserStage:
         drawn = torch.stack(
             [torch.randint(most, (count,), generator=generator) for most in (num, choices)]
         )
-        if not len(self.of_worn):
-            return drawn
-        chosen = torch.rand(count, generator=generator) < self.config.worn_share
-        places = torch.randint(len(self.of_worn), (count,), generator=generator)
-        return torch.where(chosen, self.of_worn[places].T, drawn)
+        return with_share_of(self.of_worn, drawn, self.config.worn_share, generator)
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Weighted error of the velocity and the alignment's; beside it the plain squared error."""

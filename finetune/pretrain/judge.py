@@ -21,7 +21,7 @@ from data_prep.clay import world
 from finetune.errors import DataError
 from finetune.files import atomic_folder
 from finetune.judge import Judge
-from finetune.pretrain.data import Pictures
+from finetune.pretrain.data import Pictures, with_share_of
 from finetune.pretrain.stage import CPU, StageConfig, check_stages, save_nearest
 
 NOTHING = "none"
@@ -174,10 +174,7 @@ class JudgeStage:
                 identities.append(index)
         alone = self.config.batch_size - len(indices)
         lone = torch.randint(len(self.pictures.pixels), (alone,), generator=generator)
-        if len(self.worn):
-            chosen = torch.rand(alone, generator=generator) < self.config.worn_share
-            places = torch.randint(len(self.worn), (alone,), generator=generator)
-            lone = torch.where(chosen, self.worn[places], lone)
+        lone = with_share_of(self.worn, lone, self.config.worn_share, generator)
         return (
             torch.cat([torch.tensor(indices), lone]),
             torch.cat([torch.tensor(identities), -1 - torch.arange(alone)]),
