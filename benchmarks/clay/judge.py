@@ -1,8 +1,9 @@
 """How well the judge knows the truth, on renders of another world than it was trained on.
 
-Attributes on one picture each of 2,000 unseen subjects, and identity: for one view of each of 200 unseen
-subjects the nearest among other views of all 200, subjects of all classes and of one class only, for
-several classes: animals and things, of many proportions and of few (mug, chair).
+Attributes on one picture each of 2,000 unseen subjects, of all styles and of photos alone, and identity:
+for one view of each of 200 unseen subjects the nearest among other views of all 200, subjects of all
+classes and of one class only, for several classes: animals and things, of many proportions and of few
+(mug, chair). Two plain subjects of one class and colour differ in shade and proportions alone.
 
     python benchmarks/clay/judge.py --folder work/unseen
 """
@@ -60,14 +61,25 @@ def main() -> None:
     judge, scenes = measures.load_judge(), unseen_scenes(arguments.identities)
 
     def of_one_class() -> dict[str, Any]:
-        alike = {n: retrieval(judge, two_views(200, n), folder / f"views-{n}") for n in nouns}
-        together = [right for found in alike.values() for right in found]
-        shares = {noun: measures.share(found) for noun, found in alike.items()}
-        return {"mean of the classes": measures.share(together), **shares}
+        scenes = {n: two_views(200, n) for n in nouns}
+        alike = {n: retrieval(judge, scenes[n], folder / f"views-{n}") for n in nouns}
+        plain = {n: [who.pattern == "plain" for who, _ in scenes[n][0::2]] for n in nouns}
+        found = [pair for n in nouns for pair in zip(alike[n], plain[n], strict=True)]
+        return {
+            "mean of the classes": measures.share([right for right, _ in found]),
+            "of them plain": measures.share([right for right, is_plain in found if is_plain]),
+            "of two colours": measures.share([right for right, is_plain in found if not is_plain]),
+            **{n: measures.share(alike[n]) for n in nouns},
+        }
 
     record.part(
         "attributes",
         lambda: measures.judged(judge, measures.rendered(scenes, folder / "world"), scenes),
+    )
+    photos = [scene for scene in scenes if scene[1].style == "photo"]
+    record.part(
+        "attributes in photos",
+        lambda: measures.judged(judge, measures.rendered(photos, folder / "world"), photos),
     )
     record.part(
         "retrieval among 200, all classes",

@@ -12,6 +12,7 @@ Student's, over subjects or prompts.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,16 +82,19 @@ def correlations(groups: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
 
 
 def subject_truth(folder: Path, encoders: list[str]) -> dict[str, Any]:
-    """Subject fidelity and copy score against the number of attributes kept."""
+    """Subject fidelity and copy score against the number of attributes kept, and by the one not kept."""
     groups: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    alone: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, identity in STUDY.items():
         rng = random.Random(f"truth {name}")
         real = [photo(identity, rng, place) for place in TRAINING_PLACES]
-        graded, truth = [], []
+        graded, truth, apart = [], [], []
         for grade in (4, 3, 2, 1):
             for _ in range(PER_GRADE):
-                graded.append(photo(changed(identity, 4 - grade, rng), rng))
+                other = changed(identity, 4 - grade, rng)
+                graded.append(photo(other, rng))
                 truth.append(grade)
+                apart.append([a for a in IDENTITY if getattr(other, a) != getattr(identity, a)])
         for _ in range(PER_GRADE):
             graded.append(photo(stranger(identity, rng), rng))
             truth.append(0)
@@ -99,7 +103,18 @@ def subject_truth(folder: Path, encoders: list[str]) -> dict[str, Any]:
         for encoder in encoders:
             for score, values in _fidelity(encoder, photos, made).items():
                 groups.setdefault(f"{score}, {encoder}", []).append((np.array(truth), values))
-    return {score: correlations(found) for score, found in groups.items()}
+                for names, value in zip(apart, values[: len(apart)], strict=True):
+                    if len(names) == 1:
+                        alone[f"{score}, {encoder}"][names[0]].append(float(value))
+    return {
+        score: {
+            **correlations(found),
+            "mean_by_attribute_changed_alone": {
+                name: round(float(np.mean(values)), 3) for name, values in alone[score].items()
+            },
+        }
+        for score, found in groups.items()
+    }
 
 
 def _fidelity(
