@@ -69,6 +69,25 @@ def test_resumed_from_a_file_equals_unbroken(name: Any, tmp_path: Path) -> None:
         assert not torch.equal(ours, before)
 
 
+def test_a_parameter_in_any_layout_steps_as_torch_s_plain_adamw_does() -> None:
+    """Its gradients come in another layout, and so do the moments from a file."""
+    start = torch.randn(8, 6, 3, 3, generator=torch.Generator().manual_seed(0))
+    plain = torch.nn.Parameter(start.clone())
+    reference = torch.optim.AdamW([plain], lr=1e-2, weight_decay=0.01, foreach=False, fused=False)
+    reference.param_groups[0]["initial_lr"] = 1e-2
+    steps(reference, [plain], range(6))
+    other = torch.nn.Parameter(start.to(memory_format=torch.channels_last))
+    group = {"params": [other], "lr": 1e-2, "weight_decay": 0.01}
+    tensors: dict[str, torch.Tensor] = {}
+    for part in (range(3), range(3, 6)):
+        optimizer = build_optimizer([group], OptimizerConfig())
+        load_optimizer_tensors(optimizer, tensors)
+        steps(optimizer, [other], part)
+        tensors = optimizer_tensors(optimizer)
+    assert other.stride() != plain.stride()
+    torch.testing.assert_close(other, plain, rtol=1e-5, atol=1e-6, check_stride=False)
+
+
 def test_adafactor_s_first_step_by_hand() -> None:
     """Shazeer & Stern 2018, algorithm 4 without relative step: v = row · column / mean, RMS clipped to 1."""
     weight = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
