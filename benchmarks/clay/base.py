@@ -194,24 +194,22 @@ class Bench:
         """What is right of pictures of the scenes, and their distance."""
         return {**obedience(self.judge, images, self.scenes), **self.distance(images)}
 
-    def one_by_one(self) -> dict[str, Any]:
-        """Seconds to load the base, and of a picture alone."""
-        alone = SAMPLING.model_copy(update={"batch_size": 1})
-        prompts, started = [prompt_of(scene) for scene in self.scenes[:8]], time.perf_counter()
-        generate(self.base, prompts, list(range(len(prompts))), alone)
-        seconds = (time.perf_counter() - started) / len(prompts)
-        return {
-            "load_seconds": round(self.load_seconds, 2),
-            "seconds_per_picture": round(seconds, 2),
-        }
+    def speed(self) -> dict[str, Any]:
+        """Seconds to load the base, and of a picture alone and in batches of eight."""
+        found = {"load_seconds": round(self.load_seconds, 2)}
+        for size, name in ((1, "seconds_alone"), (8, "seconds_in_batches_of_8")):
+            sampling = SAMPLING.model_copy(update={"batch_size": size})
+            prompts = [prompt_of(scene) for scene in self.scenes[: 4 * size]]
+            started = time.perf_counter()
+            generate(self.base, prompts, list(range(len(prompts))), sampling)
+            found[name] = round((time.perf_counter() - started) / len(prompts), 2)
+        return found
 
     def pictures(self) -> dict[str, Any]:
         """Pictures of all prompts, judged."""
-        prompts, started = [prompt_of(scene) for scene in self.scenes], time.perf_counter()
+        prompts = [prompt_of(scene) for scene in self.scenes]
         seeds = list(range(len(prompts)))
-        images = generate(self.base, prompts, seeds, SAMPLING, show_progress=True)
-        seconds = (time.perf_counter() - started) / len(images)
-        return {"seconds_per_picture": round(seconds, 2), **self.judged(images)}
+        return self.judged(generate(self.base, prompts, seeds, SAMPLING, show_progress=True))
 
 
 def opened(paths: list[Path]) -> list[Image.Image]:
@@ -237,7 +235,7 @@ def main() -> None:
     settings = {"pictures": count, "guidance_scale": SAMPLING.guidance_scale}
     record, bench = measures.record("base", settings, anew=arguments.anew), Bench(folder, count)
     base, judge = bench.base, bench.judge
-    record.part("one by one", bench.one_by_one)
+    record.part("speed", bench.speed, of={"threads": torch.get_num_threads()})
     record.part("pictures", bench.pictures)
     record.part("renders of the same scenes", lambda: bench.judged(bench.renders))
     record.part("training renders", lambda: bench.distance(opened(training)))
