@@ -61,9 +61,9 @@ def main() -> None:
     judge, scenes = measures.load_judge(), unseen_scenes(arguments.identities)
 
     def of_one_class() -> dict[str, Any]:
-        scenes = {n: two_views(200, n) for n in nouns}
-        alike = {n: retrieval(judge, scenes[n], folder / f"views-{n}") for n in nouns}
-        plain = {n: [who.pattern == "plain" for who, _ in scenes[n][0::2]] for n in nouns}
+        views = {n: two_views(200, n) for n in nouns}
+        alike = {n: retrieval(judge, views[n], folder / f"views-{n}") for n in nouns}
+        plain = {n: [who.pattern == "plain" for who, _ in views[n][0::2]] for n in nouns}
         found = [pair for n in nouns for pair in zip(alike[n], plain[n], strict=True)]
         return {
             "mean of the classes": measures.share([right for right, _ in found]),
