@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -78,6 +79,28 @@ def check_sampling(sampling: SamplingConfig, device: torch.device) -> None:
         )
 
 
+def sampler_of(sampling: SamplingConfig, base: BasePipeline) -> Any:
+    """The sampler over the base's noise schedule, its timesteps spaced as the base says.
+
+    All but all of the schedule's timesteps cannot be spaced that way: where an offset leads beyond the last
+    one, they are spaced evenly. Raises `ConfigError` where that gives one twice.
+    """
+    scheduler, settings = SCHEDULERS[sampling.scheduler]
+    config = base.components.scheduler.config
+    for spacing in (config.timestep_spacing, "linspace"):
+        sampler = scheduler.from_config(config, **settings, timestep_spacing=spacing)
+        sampler.set_timesteps(sampling.num_steps)
+        timesteps = sampler.timesteps.tolist()
+        falling = all(later < earlier for earlier, later in pairwise(timesteps))
+        if falling and timesteps[-1] >= 0 and timesteps[0] < config.num_train_timesteps:
+            return sampler
+    raise ConfigError(
+        f"sampling.num_steps: {sampling.scheduler} cannot make {sampling.num_steps} steps of the "
+        f"{config.num_train_timesteps} timesteps of {base.source}. 20 to 50 are enough for it; ddpm "
+        "takes them all."
+    )
+
+
 def check_pictures(sampling: SamplingConfig, base: BasePipeline) -> None:
     """Raise `ConfigError` for what the base's family cannot do; `base` may be without weights."""
     family = base.family
@@ -86,6 +109,8 @@ def check_pictures(sampling: SamplingConfig, base: BasePipeline) -> None:
             f"sampling.negative_prompt: {family.title} steers by a number that "
             "it is told, not away from another prompt. Leave it empty."
         )
+    if not family.flow_matching:
+        sampler_of(sampling, base)
     size, multiple = sampling.size, family.size_multiple(base.components)
     if size is not None and size % multiple:
         raise ConfigError(
@@ -126,8 +151,7 @@ def generate_latents(
     """
     pipe = base.pipeline()
     if not base.family.flow_matching:
-        scheduler, settings = SCHEDULERS[sampling.scheduler]
-        pipe.scheduler = scheduler.from_config(base.components.scheduler.config, **settings)
+        pipe.scheduler = sampler_of(sampling, base)
     size = sampling.size or base.family.default_size(base.components)
     shape = base.family.latent_shape(base.components, size)
     dtype = dtype_of(base.denoiser)

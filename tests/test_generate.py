@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from finetune.generate import SamplingConfig, generate, generate_latents
+from finetune.errors import ConfigError
+from finetune.generate import SamplingConfig, generate, generate_latents, sampler_of
 from finetune.seeding import generator_for
 
 PROMPTS = ["a photo of a dog", "a red cat in the snow", "a photo of a car", "a blue duck"]
@@ -60,6 +62,32 @@ def test_ddim_with_guidance_equals_the_formula_by_hand(tiny_base: Any) -> None:
         noise = bar.sqrt() * v + (1 - bar).sqrt() * x
         x = before.sqrt() * clean + (1 - before).sqrt() * noise
     torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpm-solver++"])
+def test_every_number_of_steps_has_as_many_falling_timesteps(
+    tiny_base: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str, spacing: str
+) -> None:
+    config = tiny_base.components.scheduler.config
+    spaced = DDPMScheduler.from_config(config, timestep_spacing=spacing, steps_offset=1)
+    monkeypatch.setattr(tiny_base.components, "scheduler", spaced)
+    # 61 is one of those that "trailing" leads below 0, 999 and 1000 what "leading" leads above 999.
+    for num_steps in (1, 20, 61, 999, 1000):
+        sampling = SamplingConfig(scheduler=scheduler, num_steps=num_steps)
+        if (scheduler, num_steps) == ("dpm-solver++", 1000) and spacing != "trailing":
+            with pytest.raises(ConfigError, match="cannot make 1000 steps of the 1000 timesteps"):
+                sampler_of(sampling, tiny_base)
+            continue
+        timesteps = sampler_of(sampling, tiny_base).timesteps.tolist()
+        assert len(timesteps) == num_steps
+        assert sorted(set(timesteps), reverse=True) == timesteps
+        assert 0 <= timesteps[-1] <= timesteps[0] <= 999
+
+
+def test_a_thousand_steps_of_ddpm_end_at_the_first_timestep(tiny_base: Any) -> None:
+    sampler = sampler_of(SamplingConfig(scheduler="ddpm", num_steps=1000), tiny_base)
+    assert sampler.timesteps.tolist() == list(range(999, -1, -1))
 
 
 def test_pictures_have_the_size_asked_for(tiny_base: Any) -> None:
