@@ -131,19 +131,20 @@ def plot(curve: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     curve = {scale: entry for scale, entry in curve.items() if entry["diversity"]["prompts"]}
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=130, layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8.4, 4.2), dpi=130, layout="constrained")
     ratios = [entry["diversity"]["ratio"] for entry in curve.values()]
     for name in ATTRIBUTES:
         shares = [entry[name]["share"] for entry in curve.values()]
         axes.plot(ratios, shares, marker="o", markersize=4, label=name)
     for scale, ratio, entry in zip(curve, ratios, curve.values(), strict=True):
-        axes.annotate(scale, (ratio, entry["class"]["share"]), (0, 7), textcoords="offset points",
+        axes.annotate(scale, (ratio, entry["place"]["share"]), (0, 6), textcoords="offset points",
                       ha="center", fontsize=8)  # fmt: skip
     axes.set_xlabel("diversity of one prompt's pictures, relative to renders")
     axes.set_ylabel("judged right, %")
-    axes.set_title("Guidance scale (numbers): obedience against diversity", fontsize=11)
+    axes.set_title("Obedience against diversity, by guidance scale (numbers)", fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="lower left")
+    axes.margins(y=0.08)
+    figure.legend(fontsize=8, loc="outside right center")
     figure.savefig(path)
 
 

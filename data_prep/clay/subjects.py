@@ -26,6 +26,8 @@ TUNING: dict[str, Identity] = {
     "mug": Identity("mug", "red", "stripes", "white", 911, 9111),
     "penguin": Identity("penguin", "blue", "spots", "yellow", 912, 9121),
     "rabbit": Identity("rabbit", "brown", "patches", "white", 913, 9131),
+    "gray_dog": Identity("dog", "gray", "spots", "black", 991, 9911),
+    "white_bear": Identity("bear", "white", "spots", "brown", 992, 9921),
 }
 STUDY: dict[str, Identity] = {
     "bear": Identity("bear", "gray", "belly", "pink", 921, 9211),
