@@ -207,7 +207,7 @@ def labelled_grid(
 ) -> Image.Image:
     """A table of pictures with row names at the left and column names on top."""
     font = ImageFont.load_default(size=13)
-    left, top, gap = 130, 44, 4
+    left, top, gap = 130, 50, 4
     width = left + len(columns) * (cell + gap)
     grid = Image.new("RGB", (width, top + len(rows) * (cell + gap)), "white")
     draw = ImageDraw.Draw(grid)
