@@ -82,8 +82,8 @@ def check_sampling(sampling: SamplingConfig, device: torch.device) -> None:
 def sampler_of(sampling: SamplingConfig, base: BasePipeline) -> Any:
     """The sampler over the base's noise schedule, its timesteps spaced as the base says.
 
-    All but all of the schedule's timesteps cannot be spaced that way: where an offset leads beyond the last
-    one, they are spaced evenly. Raises `ConfigError` where that gives one twice.
+    Where that spacing leads beyond the schedule, as an offset does with a thousand steps of a thousand, they
+    are spaced evenly. Raises `ConfigError` where that gives a timestep twice.
     """
     scheduler, settings = SCHEDULERS[sampling.scheduler]
     config = base.components.scheduler.config
